@@ -1,0 +1,155 @@
+"""An experiment as its config describes it: the check of the config, and the runs that it asks for."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from streamlm.config import StreamConfig, method_geometry
+
+Config = Mapping[str, Any]
+SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy."""
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
+    faults = [line for error in errors for line in _fault(error)]
+    faults = sorted(faults) or list(_contradictions(config))
+    if faults:
+        raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in faults))
+
+
+def _fault(error: jsonschema.ValidationError) -> Iterator[str]:
+    key = ".".join(map(str, error.absolute_path)) or "config"
+    value, rule = error.instance, error.validator_value
+    match error.validator:
+        case "additionalProperties":
+            known = sorted(error.schema.get("properties", {}))
+            for name in sorted(set(value) - set(known)):
+                yield f"{key}: unknown key {name!r}; known are {', '.join(known)}"
+        case "required":
+            for name in sorted(set(rule) - set(value)):
+                line = f"{key}: {name!r} is missing; add it"
+                if error.message.startswith(repr(name)):
+                    yield line
+        case "type":
+            hint = ""
+            if isinstance(value, str) and {"integer", "number"} & set(
+                rule if isinstance(rule, list) else [rule]
+            ):
+                hint = "; write it without quotes and as digits (YAML reads 1e3 as text)"
+            yield f"{key}: {value!r} must be of type {rule}{hint}"
+        case "enum":
+            yield f"{key}: {value!r} is not known; use one of {', '.join(map(str, rule))}"
+        case "minimum":
+            yield f"{key}: {value!r} is too small; use {rule} or more"
+        case _:
+            yield f"{key}: {error.message}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Yield what no schema can say: names that lead nowhere, sizes that contradict each other."""
+    experiment = config["experiment"]
+    for kind, names in (("models", [experiment["model"]]), ("corpora", experiment["corpora"])):
+        for name in names:
+            if name not in config[kind]:
+                known = ", ".join(config[kind])
+                yield f"experiment: {name!r} is not under {kind}; use one of {known}, or add it there"
+    for name, corpus in config["corpora"].items():
+        if "format" not in corpus["source"]:
+            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
+    sinks = experiment["sink_ablation"]
+    for capacity in sinks["capacities"]:
+        if capacity <= max(sinks["n_sinks"]):
+            yield (
+                f"experiment.sink_ablation: capacity {capacity} leaves no window beside "
+                f"{max(sinks['n_sinks'])} sinks; raise it or lower n_sinks"
+            )
+    largest = max(cfg.capacity for cfg in _ablated(config))
+    if largest >= experiment["max_eval_tokens"] - 1:
+        yield (
+            f"experiment.max_eval_tokens: {experiment['max_eval_tokens']} tokens never fill the largest "
+            f"cache, {largest}; raise it or take smaller windows"
+        )
+
+
+def _ablated(config: Config) -> list[StreamConfig]:
+    return [
+        StreamConfig(n_sink=n_sink, window_size=window_size)
+        for n_sink, window_size in (
+            (config["experiment"]["n_sink"], config["experiment"]["window_size"]),
+            *window_ablation(config),
+            *sink_ablation(config),
+        )
+    ]
+
+
+def window_ablation(config: Config) -> list[tuple[int, int]]:
+    """Return (n_sink, window_size) of every point of the window ablation."""
+    ablation = config["experiment"]["window_ablation"]
+    return [(ablation["n_sink"], window_size) for window_size in ablation["window_sizes"]]
+
+
+def sink_ablation(config: Config) -> list[tuple[int, int]]:
+    """Return (n_sink, window_size) of every point of the sink ablation: each capacity is held fixed."""
+    ablation = config["experiment"]["sink_ablation"]
+    return [
+        (n_sink, capacity - n_sink) for capacity in ablation["capacities"] for n_sink in ablation["n_sinks"]
+    ]
+
+
+def run_label(n_sink: int, window_size: int) -> str:
+    """Return the name of the run with this geometry; equal geometries share one run."""
+    return f"sink{n_sink}_window{window_size}"
+
+
+def method_labels(config: Config) -> dict[str, str]:
+    """Return the run of each method of the main comparison."""
+    experiment = config["experiment"]
+    labels = {"dense": "dense"}
+    for method in ("window", "streaming"):
+        cfg = method_geometry(method, experiment["n_sink"], experiment["window_size"], 0)
+        labels[method] = run_label(cfg.n_sink, cfg.window_size)
+    return labels
+
+
+def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
+    """Return method, n_sink and window_size of every distinct run that the experiment needs, by label."""
+    experiment = config["experiment"]
+    main = {"n_sink": experiment["n_sink"], "window_size": experiment["window_size"]}
+    window = method_geometry("window", **main, n_tokens=0)
+    geometries = [
+        (window.n_sink, window.window_size),
+        (main["n_sink"], main["window_size"]),
+        *window_ablation(config),
+        *sink_ablation(config),
+    ]
+    everything = {"method": "dense", "n_sink": 0, "window_size": experiment["max_eval_tokens"]}
+    runs = {"dense": everything}
+    for n_sink, window_size in geometries:
+        runs[run_label(n_sink, window_size)] = {
+            "method": "streaming" if n_sink else "window",
+            "n_sink": n_sink,
+            "window_size": window_size,
+        }
+    return runs
+
+
+def source_file(config: Config, kind: str, name: str) -> str:
+    """Return the file that a model or corpus is made from: the fetched archive, or the user's own path."""
+    source = config[kind][name]["source"]
+    if source["kind"] == "path":
+        return str(source["path"])
+    return f"data/archives/{kind}/{name}"
+
+
+def model_folder(config: Config, name: str) -> str:
+    """Return the transformers folder of a model: the user's own, or the one made under data/models."""
+    source = config["models"][name]["source"]
+    if source["kind"] == "path" and not source["path"].endswith(".gguf"):
+        return str(source["path"])
+    return f"data/models/{name}"

@@ -1,0 +1,188 @@
+"""Per-token losses of a stream under sinks + window, and the record made of them."""
+
+import os
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from streamlm.attention import QUERY_BLOCK
+from streamlm.cache import SinkCache
+from streamlm.config import StreamConfig, method_geometry
+from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
+from streamlm.provenance import describe_environment
+from streamlm.records import Record, hash_ids
+from streamlm.stats import BootstrapConfig, after_token, describe_losses
+
+CHUNK = 1024  # tokens per pass through the model
+HEAD_BLOCK = 128  # tokens per product with the vocabulary: 128 x 49,152 float32 logits are 25 MB
+
+
+@torch.inference_mode()
+def score_stream(
+    model: PreTrainedModel,
+    ids: np.ndarray,
+    cfg: StreamConfig,
+    *,
+    chunk: int = CHUNK,
+    query_block: int = QUERY_BLOCK,
+    progress: bool = False,
+) -> tuple[np.ndarray, SinkCache]:
+    """Return the loss of every token of a stream but the first, and the cache as it stands at the end.
+
+    The losses are those of decoding token by token through a cache of n_sink + window_size, computed in
+    blocks. Memory does not grow with the stream, but for ids and losses.
+
+    Args:
+        model: prepared for `SinkCache`.
+        ids: (N,) token ids, N >= 2; one stream, scored exactly as given.
+        cfg: cache geometry, in tokens.
+        chunk: tokens per pass through the model; changes speed and nothing else.
+        query_block: queries per attention block; likewise.
+        progress: show a bar on a terminal.
+
+    Returns:
+        (N-1,) losses in nats, float32 or wider; and the cache.
+
+    Raises:
+        ValueError: if there are fewer than two ids, or one is outside the vocabulary.
+    """
+    check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
+    cfg = cfg.within(len(ids))
+    cache = SinkCache(model.config, n_sink=cfg.n_sink, window_size=cfg.window_size, query_block=query_block)
+    stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+    losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
+    with tqdm(total=len(losses), unit="token", disable=None if progress else True) as bar:
+        for start in range(0, len(losses), chunk):
+            part = stream[start : start + chunk + 1]
+            hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
+            losses[start : start + chunk] = _losses(model.get_output_embeddings(), hidden, part[1:])
+            bar.update(len(part) - 1)
+    return losses, cache
+
+
+def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> np.ndarray:
+    """Return the losses (T,) of hidden states (T, H) without ever holding all T x V logits."""
+    parts = zip(hidden.split(HEAD_BLOCK), targets.split(HEAD_BLOCK), strict=True)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    losses = [
+        nn.functional.cross_entropy(head(rows).to(wide), target, reduction="none") for rows, target in parts
+    ]
+    return torch.cat(losses).cpu().numpy()
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError unless `ids` is a stream that a model with this vocabulary can score."""
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"token ids must be one row of integers, got {ids.dtype} of shape {ids.shape}")
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} token(s) give no loss; at least 2 are needed")
+    bad = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(bad):
+        raise ValueError(
+            f"token id {bad[0]} is outside the vocabulary of {vocab_size}; "
+            "were the ids made with another model's tokenizer?"
+        )
+
+
+def measure_perplexity(
+    *,
+    model_dir: Path | str,
+    ids: np.ndarray,
+    dataset: str,
+    method: str,
+    n_sink: int,
+    window_size: int,
+    dtype: str = "float32",
+    device: str = "auto",
+    torch_threads: int | str = "auto",
+    bootstrap: BootstrapConfig,
+    title: str | None = None,
+) -> tuple[Record, np.ndarray]:
+    """Score a stream by one method; return its record and its losses, (N-1,) float32 in nats.
+
+    Args:
+        model_dir: a transformers model folder.
+        ids: (N,) token ids of the stream.
+        dataset: the true name of the text.
+        method: "dense", "window" (same capacity, no sinks) or "streaming".
+        n_sink: first tokens kept.
+        window_size: most recent tokens kept, the current one included.
+        dtype: name of a torch floating-point type.
+        device: name of a torch device; "auto" is CUDA when present.
+        torch_threads: for CPU arithmetic; "auto" is every core.
+        bootstrap: settings of the intervals.
+        title: true name of the model, if its folder does not tell it.
+
+    Raises:
+        ValueError: for any mistake in the above; if a loss is not finite.
+    """
+    cfg = method_geometry(method, n_sink, window_size, len(ids))
+    use_threads(torch_threads)
+    torch.manual_seed(bootstrap.seed)
+    device = choose_device(device)
+    model = load_model(model_dir, dtype=parse_dtype(dtype), device=device)
+    begin = time.perf_counter()
+    losses, cache = score_stream(model, ids, cfg, progress=True)
+    runtime_sec = time.perf_counter() - begin
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"the loss of token {int(np.argmax(~np.isfinite(losses))) + 1} is not finite: the weights in "
+            f"{model_dir} are damaged, or {dtype} is too narrow for this model"
+        )
+    losses = losses.astype(np.float32)
+    held, seen = cache.n_held, cache.get_seq_length()
+    record: Record = {
+        "model": model_title(model) if title is None else title,
+        "dataset": dataset,
+        "method": method,
+        "n_sink": cfg.n_sink,
+        "window_size": cfg.window_size,
+        "capacity": cfg.capacity,
+        "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
+        "confidence": bootstrap.confidence,
+        "baseline": None,
+        "streaming": {
+            **describe_losses(losses, bootstrap),
+            "runtime_sec": runtime_sec,
+            "tokens_per_sec": len(losses) / runtime_sec,
+            "kv_tokens": held,
+            "kv_bytes": cache.nbytes,
+            "after_eviction": after_token(losses, cfg.capacity, bootstrap),
+        },
+        "metrics": {"speedup": None, "compression_ratio": 1 - held / seen, "ppl_increase_percent": None},
+        "tokens": {"count": len(ids), "scored": len(losses), "sha256": hash_ids(ids)},
+        "warnings": notes(model, cfg, len(ids)),
+        "environment": {
+            **describe_environment(),
+            "device": device_name(device),
+            "dtype": dtype,
+            "torch_threads": torch.get_num_threads(),
+            "seed": bootstrap.seed,
+        },
+    }
+    for line in record["warnings"]:
+        warnings.warn(line, stacklevel=2)
+    return record, losses
+
+
+def notes(model: PreTrainedModel, cfg: StreamConfig, n_tokens: int) -> list[str]:
+    """Return what a reader of the numbers should be warned about."""
+    trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    reach = min(cfg.capacity, n_tokens)
+    if trained is None or reach <= trained:
+        return []
+    return [f"queries see up to {reach} tokens, the model is trained to {trained}: expect higher losses"]
+
+
+def use_threads(torch_threads: int | str) -> None:
+    """Set the threads of CPU arithmetic; "auto" is every core this process may run on.
+
+    Snakemake's ``--cores 1`` sets OMP_NUM_THREADS=1, which would otherwise leave torch one thread.
+    """
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if torch_threads == "auto" else int(torch_threads))

@@ -1,0 +1,89 @@
+"""Where a number comes from: the code, the versions and the machine that made it."""
+
+import ast
+import hashlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("streamlm", "torch", "transformers", "tokenizers", "numpy")
+
+
+def code_fingerprint(script: Path | str) -> list[str]:
+    """Return "file hash" for a script and every project module it imports, directly or not.
+
+    Imports are followed in the source, also those inside functions. The hash is that of the syntax tree
+    without docstrings, so a comment, a docstring or a reformatting changes nothing.
+
+    Args:
+        script: a Python file; modules of the package `streamlm` beside this file are followed.
+    """
+    found: dict[Path, str] = {}
+    pending = [Path(script).resolve()]
+    while pending:
+        file = pending.pop()
+        if file not in found:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            pending.extend(_imported_files(tree))
+            found[file] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()[:16]
+    return sorted(f"{os.path.relpath(file, ROOT)} {digest}" for file, digest in found.items())
+
+
+def _imported_files(tree: ast.AST) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            if name.startswith("streamlm.") and file.is_file():
+                yield file
+
+
+def _without_docstrings(tree: ast.AST) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def processor_name() -> str:
+    """Return the name of this machine's processor, as its kernel gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_environment() -> dict[str, object]:
+    """Return the versions and the machine of this process."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"

@@ -1,0 +1,96 @@
+"""Intervals for means of dependent token losses, within the text that was scored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapConfig:
+    """Settings of the moving-block bootstrap."""
+
+    block: int = 128  # tokens; losses further apart than this are taken as independent
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def exp(self) -> "Interval":
+        """Return the interval of the exponential: from mean loss in nats to perplexity."""
+        return Interval(*np.exp([self.mean, self.low, self.high]).tolist())
+
+
+def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
+    """Return the mean of a dependent sequence with its percentile interval.
+
+    Blocks of consecutive values are drawn with replacement until the sequence has its length again, so
+    the dependence within a block survives. A sequence shorter than two blocks gets blocks of half its
+    length.
+
+    Args:
+        values: (N,) in order of the stream, N >= 1.
+        cfg: block length, number of resamples, confidence, seed.
+
+    Source: Künsch, The jackknife and the bootstrap for general stationary observations (1989), section 2.3.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    block = max(1, min(cfg.block, len(values) // 2))
+    n_blocks = -(-len(values) // block)
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    block_means = (sums[block:] - sums[:-block]) / block  # (N - block + 1,)
+    rng = np.random.default_rng(cfg.seed)
+    drawn = rng.integers(0, len(block_means), size=(cfg.resamples, n_blocks))
+    means = block_means[drawn].mean(axis=1)
+    tail = (1 - cfg.confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def describe_losses(losses: np.ndarray, cfg: BootstrapConfig) -> dict[str, Any]:
+    """Return the mean loss in nats and the perplexity of per-token losses (N,), with its interval."""
+    mean = block_bootstrap(losses, cfg)
+    perplexity = mean.exp()
+    return {
+        "perplexity": perplexity.mean,
+        "perplexity_interval": [perplexity.low, perplexity.high],
+        "nll_nats": mean.mean,
+    }
+
+
+def after_token(losses: np.ndarray, first: int, cfg: BootstrapConfig) -> dict[str, Any] | None:
+    """Return `describe_losses` of the losses whose query is token `first` or later; None if there are none.
+
+    With `first` the capacity of a cache, these are the tokens scored after its first eviction: query
+    capacity - 1 still sees everything.
+    """
+    tail = losses[first:]
+    if not len(tail):
+        return None
+    return {"first_token": first, "scored": len(tail), **describe_losses(tail, cfg)}
+
+
+def paired_increase(losses: np.ndarray, baseline: np.ndarray, cfg: BootstrapConfig) -> dict[str, Any]:
+    """Return by how much `losses` exceed `baseline`, token by token on the same tokens, with intervals.
+
+    Args:
+        losses: (N,) in nats.
+        baseline: (N,) in nats, of the same tokens.
+        cfg: of the bootstrap.
+    """
+    difference = block_bootstrap(losses.astype(np.float64) - baseline, cfg)
+    ratio = difference.exp()
+    return {
+        "nll_difference_nats": difference.mean,
+        "nll_difference_interval": [difference.low, difference.high],
+        "ppl_increase_percent": 100 * (ratio.mean - 1),
+        "ppl_increase_percent_interval": [100 * (ratio.low - 1), 100 * (ratio.high - 1)],
+    }

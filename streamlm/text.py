@@ -1,0 +1,186 @@
+"""Prose out of what texts come in: MediaWiki exports, Project Gutenberg e-texts, plain files."""
+
+import bz2
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import mwparserfromhell
+from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, free of markup."""
+
+    title: str
+    text: str
+
+
+# What a reader sees of templates that carry prose: {0} is the name as written, {1} the first parameter.
+_TEMPLATES = {
+    **dict.fromkeys(["ipa", "nihongo", "nowrap", "sc", "smaller", "sup", "val"], "{1}"),
+    **dict.fromkeys(["lang", "rtl-lang", "script", "transl"], "{2}"),
+    **dict.fromkeys(["angbr", "vr"], "⟨{1}⟩"),
+    **dict.fromkeys(["blockquote", "quote"], "\n{1}\n"),
+    "'s": "'s",
+    "as of": "{0} {1}",
+    "chem": "{1}{2}{3}{4}{5}{6}{7}{8}",
+    "circa": "c. {1}",
+    "convert": "{1} {2}",
+    "convert range": "{1} {2} {3} {4}",
+    "mdashb": "—",
+    "nbsp": " ",
+}
+_RANGE_WORDS = {"-", "\u2013", "to", "and", "by", "x"}
+_HIDDEN_TAGS = {"gallery", "imagemap", "ref", "references", "score", "section", "table", "timeline"}
+_HIDDEN_LINKS = {"file", "image", "category", "media"}
+# Titles of sections that close an article with sources and links instead of prose.
+_APPENDIX = re.compile(
+    r"bibliography|citations|cited texts|external links|footnotes|further reading|gallery|notes|"
+    r"notes and references|references|references and (?:further reading|notes)|see also|sources|works cited",
+    re.IGNORECASE,
+)
+
+
+def mediawiki_documents(xml: bytes) -> Iterator[Document]:
+    """Yield the articles of a bz2-compressed MediaWiki export as prose.
+
+    Main namespace only; redirects, tables, references and appendices (See also, …) are left out.
+
+    Raises:
+        ValueError: the bytes are no such export.
+    """
+    try:
+        root = ElementTree.fromstring(bz2.decompress(xml))
+    except (OSError, ElementTree.ParseError) as error:
+        raise ValueError(f"not a bz2-compressed MediaWiki export ({error}); correct `format`") from error
+    for page in root.iterfind("{*}page"):
+        if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
+            text = _article_prose(page.findtext("{*}revision/{*}text") or "")
+            yield Document(title=page.findtext("{*}title") or "", text=text)
+
+
+def _article_prose(wikitext: str) -> str:
+    # Quotes of bold and italic wait for _tidy: unbalanced ones make the parser miss what encloses them.
+    code = mwparserfromhell.parse(wikitext, skip_style_tags=True)
+    sections = code.get_sections(levels=[2], include_lead=True)
+    return _tidy("\n\n".join(_prose(section) for section in sections if not _is_appendix(section)))
+
+
+def _is_appendix(section: Any) -> bool:
+    first = section.nodes[0] if section.nodes else None
+    return isinstance(first, Heading) and bool(_APPENDIX.fullmatch(_prose(first.title).strip()))
+
+
+def _prose(code: Any) -> str:
+    return "".join(map(_node_prose, code.nodes))
+
+
+def _node_prose(node: Any) -> str:
+    """Return what a reader sees of one node of a parsed article; comments show nothing."""
+    match node:
+        case Text():
+            return str(node.value)
+        case HTMLEntity():
+            return str(node.normalize())
+        case Heading():
+            return f"\n{_prose(node.title).strip()}\n"
+        case Tag():
+            return _tag_prose(node)
+        case Template():
+            return _template_prose(node)
+        case ExternalLink():
+            return _prose(node.title) if node.title else ""
+        case Wikilink():
+            hidden = str(node.title).partition(":")[0].strip().lower() in _HIDDEN_LINKS
+            return "" if hidden else _prose(node.text or node.title)
+    return ""
+
+
+def _tag_prose(tag: Any) -> str:
+    name = str(tag.tag).strip().lower()
+    if name == "br":
+        return "\n"
+    return "" if name in _HIDDEN_TAGS or tag.contents is None else _prose(tag.contents)
+
+
+def _template_prose(template: Any) -> str:
+    name, keys = str(template.name).strip(), map(str, range(1, 9))
+    values = [_prose(template.get(key).value).strip() if template.has(key) else "" for key in keys]
+    kind = name.lower() + (" range" if values[1] in _RANGE_WORDS else "")
+    return _TEMPLATES.get(kind, "").format(name, *values)
+
+
+def _tidy(text: str) -> str:
+    """Drop what removed markup leaves behind: quotes, empty brackets, doubled spaces, blank lines."""
+    text = re.sub(r"''+(?='s\b)|''+|__[A-Z]+__", "", text)  # ''Iliad'''s keeps its apostrophe
+    text = re.sub(r"[ \u00a0]+\((?:[\s,;:]|\bor\b)*\)", "", text)
+    text = re.sub(r"\([\s,;:]+", "(", text)
+    text = re.sub(r"[ \t\u00a0]+", " ", text)
+    text = re.sub(r"[ ,]+(?=[,;]\s)| (?=\.$)", "", text, flags=re.MULTILINE)
+    return _squeeze(text.replace("\n ", "\n"))
+
+
+def _squeeze(text: str) -> str:
+    """Drop spaces at line ends and all but one of several blank lines."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)).strip()
+
+
+_GUTENBERG_HEAD = re.compile(
+    r"\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG[^*]*\*\*\*|\*END\*? ?THE SMALL PRINT!.*", re.IGNORECASE
+)
+_GUTENBERG_TAIL = re.compile(
+    r"^[ *]*END OF (?:(?:THE|THIS) )?PROJECT GUTENBERG.*", re.IGNORECASE | re.MULTILINE | re.DOTALL
+)
+_GUTENBERG_CREDIT = re.compile(r"[^\n]*(?:Project Gutenberg|Produced by|\be-?(?:text|book)\b)", re.IGNORECASE)
+
+
+def gutenberg_document(name: str, raw: bytes) -> Document:
+    """Return one Project Gutenberg text without header, licence and footer; its first line is the title.
+
+    A text that was stripped before stays as it is.
+
+    Args:
+        name: of the file, for messages.
+        raw: UTF-8, or Latin-1 as many older e-texts are.
+
+    Raises:
+        ValueError: no text is left, or it still names Project Gutenberg.
+    """
+    text = _decode_old(raw).replace("\r\n", "\n")
+    start = max((mark.end() for mark in _GUTENBERG_HEAD.finditer(text)), default=0)
+    paragraphs = _squeeze(_GUTENBERG_TAIL.sub("", text[start:])).split("\n\n")
+    while paragraphs and _GUTENBERG_CREDIT.match(paragraphs[0]):
+        del paragraphs[0]
+    text = "\n\n".join(paragraphs)
+    if not text:
+        raise ValueError(f"{name} holds no text besides the Project Gutenberg header; leave it out")
+    if left := re.search(r"^.*(?:Project Gutenberg|\betext\b).*", text, re.IGNORECASE | re.MULTILINE):
+        raise ValueError(f"{name} still says {left[0].strip()!r}; clean it by hand, use format 'text'")
+    return Document(title=text.partition("\n")[0].strip(), text=text)
+
+
+def _decode_old(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:  # accented Latin-1 is practically never valid UTF-8
+        return raw.decode("latin-1")
+
+
+def text_document(name: str, raw: bytes) -> Document:
+    """Return one UTF-8 file as one document, unchanged.
+
+    Raises:
+        ValueError: it is blank or not UTF-8.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({error}); convert it first") from error
+    if not text.strip():
+        raise ValueError(f"{name} holds no text; give a file with at least one word")
+    return Document(title=Path(name).stem, text=text)

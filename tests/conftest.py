@@ -1,0 +1,61 @@
+"""Tiny random models, built here, fresh for every test."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in these tests may ask a model hub
+
+import pytest
+import torch
+from hypothesis import settings
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+settings.register_profile("streamlm", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("streamlm")
+
+VOCAB = 61
+
+
+def tiny_llama(**changes):
+    """A grouped-query Llama: 2 layers, 4 query and 2 key heads, head size 8."""
+    torch.manual_seed(0)
+    options = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.4, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**options | changes)).eval()
+
+
+def tiny_neox(**changes):
+    """A GPT-NeoX with 50 % rotary features: 2 layers, 4 heads of size 8."""
+    torch.manual_seed(0)
+    options = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    }  # fmt: skip
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**options | changes)).eval()
+
+
+MODELS = {"llama": tiny_llama, "neox": tiny_neox}
+
+
+def use_float64_angles(model):
+    """Make `model` float64 throughout: transformers forms rotary angles in float32 whatever the weights."""
+    model.double()
+    rotary = model.base_model.rotary_emb
+    inv_freq = rotary.inv_freq.double()
+
+    def forward(x, position_ids):
+        angles = position_ids.double()[..., None] * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+    rotary.inv_freq = inv_freq
+    rotary.forward = forward
+    return model
+
+
+@pytest.fixture(params=sorted(MODELS))
+def model(request):
+    return MODELS[request.param]()

@@ -1,0 +1,61 @@
+# Records in, pictures out.
+
+
+rule plot_main_comparison:
+    input:
+        expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/main_comparison.png",
+    log:
+        f"{RESULTS}/logs/plot_main_comparison.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_main_comparison.py"),
+    script:
+        "../scripts/plot_main_comparison.py"
+
+
+rule plot_results_summary:
+    input:
+        expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/results_summary.png",
+    log:
+        f"{RESULTS}/logs/plot_results_summary.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_results_summary.py"),
+    script:
+        "../scripts/plot_results_summary.py"
+
+
+rule plot_ablation_window_size:
+    input:
+        f"{RESULTS}/streaming_llm/ablation_window_size.json",
+    output:
+        f"{RESULTS}/figures/ablation_window_size.png",
+    log:
+        f"{RESULTS}/logs/plot_ablation_window_size.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_ablation_window_size.py"),
+    script:
+        "../scripts/plot_ablation_window_size.py"
+
+
+rule plot_ablation_n_sink:
+    input:
+        f"{RESULTS}/streaming_llm/ablation_n_sink.json",
+    output:
+        f"{RESULTS}/figures/ablation_n_sink.png",
+    log:
+        f"{RESULTS}/logs/plot_ablation_n_sink.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_ablation_n_sink.py"),
+    script:
+        "../scripts/plot_ablation_n_sink.py"

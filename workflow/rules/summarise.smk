@@ -1,0 +1,70 @@
+# From run records to the tables that people read. No model is loaded here.
+
+
+rule collect_result:
+    input:
+        **{method: f"{RESULTS}/runs/{{corpus}}/{label}.json" for method, label in METHODS.items()},
+    output:
+        baseline=f"{RESULTS}/streaming_llm/{{corpus}}_baseline.json",
+        result=f"{RESULTS}/streaming_llm/{{corpus}}_result.json",
+    log:
+        f"{RESULTS}/logs/collect_result/{{corpus}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/collect_result.py"),
+    script:
+        "../scripts/collect_result.py"
+
+
+rule collect_ablation_window_size:
+    input:
+        dense=expand(f"{RESULTS}/runs/{{corpus}}/dense.json", corpus=CORPORA),
+        runs=run_records(experiment.window_ablation(config)),
+    output:
+        f"{RESULTS}/streaming_llm/ablation_window_size.json",
+    log:
+        f"{RESULTS}/logs/collect_ablation_window_size.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        kind="window_size",
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/collect_ablation.py"),
+    script:
+        "../scripts/collect_ablation.py"
+
+
+rule collect_ablation_n_sink:
+    input:
+        dense=expand(f"{RESULTS}/runs/{{corpus}}/dense.json", corpus=CORPORA),
+        runs=run_records(experiment.sink_ablation(config)),
+    output:
+        f"{RESULTS}/streaming_llm/ablation_n_sink.json",
+    log:
+        f"{RESULTS}/logs/collect_ablation_n_sink.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        kind="n_sink",
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/collect_ablation.py"),
+    script:
+        "../scripts/collect_ablation.py"
+
+
+rule write_summary:
+    input:
+        results=expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
+        ablations=expand(f"{RESULTS}/streaming_llm/ablation_{{kind}}.json", kind=["window_size", "n_sink"]),
+    output:
+        f"{RESULTS}/experiment_summary.md",
+    log:
+        f"{RESULTS}/logs/write_summary.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/write_summary.py"),
+    script:
+        "../scripts/write_summary.py"

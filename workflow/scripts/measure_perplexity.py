@@ -1,0 +1,22 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from streamlm.perplexity import measure_perplexity
+from streamlm.records import write_array, write_json
+from streamlm.stats import BootstrapConfig
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+record, losses = measure_perplexity(
+    model_dir=snakemake.input.model,
+    title=snakemake.params.title,
+    ids=np.load(snakemake.input.tokens)[: snakemake.params.max_eval_tokens],
+    dataset=snakemake.params.dataset,
+    bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
+    **snakemake.params.run,
+    **snakemake.params.compute,
+)
+write_array(snakemake.output.losses, losses)
+write_json(snakemake.output.record, record)
