@@ -25,23 +25,19 @@ def check_config(config: Config) -> None:
 
 def _fault(error: jsonschema.ValidationError) -> Iterator[str]:
     key = ".".join(map(str, error.absolute_path)) or "config"
-    value, rule = error.instance, error.validator_value
+    value: Any = error.instance
+    rule: Any = error.validator_value
     match error.validator:
         case "additionalProperties":
-            known = sorted(error.schema.get("properties", {}))
+            schema: Any = error.schema
+            known = sorted(schema["properties"])
             for name in sorted(set(value) - set(known)):
                 yield f"{key}: unknown key {name!r}; known are {', '.join(known)}"
         case "required":
-            for name in sorted(set(rule) - set(value)):
-                line = f"{key}: {name!r} is missing; add it"
-                if error.message.startswith(repr(name)):
-                    yield line
+            yield f"{key}: {error.message.replace(' is a required property', ' is missing; add it')}"
         case "type":
-            hint = ""
-            if isinstance(value, str) and {"integer", "number"} & set(
-                rule if isinstance(rule, list) else [rule]
-            ):
-                hint = "; write it without quotes and as digits (YAML reads 1e3 as text)"
+            numeric = "integer" in rule or "number" in rule
+            hint = "; write digits without quotes (YAML reads 1e3 as text)" if numeric else ""
             yield f"{key}: {value!r} must be of type {rule}{hint}"
         case "enum":
             yield f"{key}: {value!r} is not known; use one of {', '.join(map(str, rule))}"

@@ -1,7 +1,8 @@
 """Load a causal language model and prepare it for `SinkCache`."""
 
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,10 @@ def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        with redirect_stderr(io.StringIO()):  # a bar per tensor, which fills log files
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the model in {folder} cannot be read: {str(error).splitlines()[0]}") from error
     model = model.to(device).eval()

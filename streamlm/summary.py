@@ -236,7 +236,8 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
         headers, rows = ablation_rows(ablation)
         parts += [
             f"## Ablation of {ablation['ablation']}",
-            f"All rows are judged on the tokens from {ablation['first_token']} on, past the largest capacity.",
+            f"All rows are judged on the tokens from {ablation['first_token']} on, past the largest "
+            "capacity.",
             tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
         ]
     return "\n\n".join(parts) + "\n"
