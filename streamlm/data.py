@@ -177,6 +177,8 @@ def read_sample(path: Path) -> Sample:
     Raises:
         ValueError: the file is no sample.
     """
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; make it with `snakemake {path}`, run beside the Snakefile")
     try:
         record = json.loads(path.read_bytes())
         documents = [Document(**document) for document in record["documents"]]
@@ -217,3 +219,18 @@ def tokenise_documents(
             f"no tokens in {len(documents)} documents (max_samples={max_samples}); give more text"
         )
     return np.array(bos + ids, dtype=np.int64)
+
+
+def read_tokens(path: Path) -> np.ndarray:
+    """Return the token ids in a `.npy` file, (T,) int64.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+    """
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read token ids from {path}: {error}") from error
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype != np.int64:
+        raise ValueError(f"{path} must hold one row of int64 token ids")
+    return ids

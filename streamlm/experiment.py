@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from streamlm.config import StreamConfig, method_geometry
+from streamlm.config import method_geometry
 
 Config = Mapping[str, Any]
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
@@ -65,23 +65,13 @@ def _contradictions(config: Config) -> Iterator[str]:
                 f"experiment.sink_ablation: capacity {capacity} leaves no window beside "
                 f"{max(sinks['n_sinks'])} sinks; raise it or lower n_sinks"
             )
-    largest = max(cfg.capacity for cfg in _ablated(config))
+    main = (experiment["n_sink"], experiment["window_size"])
+    largest = max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
     if largest >= experiment["max_eval_tokens"] - 1:
         yield (
             f"experiment.max_eval_tokens: {experiment['max_eval_tokens']} tokens never fill the largest "
             f"cache, {largest}; raise it or take smaller windows"
         )
-
-
-def _ablated(config: Config) -> list[StreamConfig]:
-    return [
-        StreamConfig(n_sink=n_sink, window_size=window_size)
-        for n_sink, window_size in (
-            (config["experiment"]["n_sink"], config["experiment"]["window_size"]),
-            *window_ablation(config),
-            *sink_ablation(config),
-        )
-    ]
 
 
 def window_ablation(config: Config) -> list[tuple[int, int]]:

@@ -1,9 +1,12 @@
 """Per-token losses of a stream under sinks + window, and the record made of them."""
 
 import os
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from streamlm.attention import QUERY_BLOCK
-from streamlm.cache import SinkCache
+from streamlm.cache import POSITION_LIMIT, SinkCache
 from streamlm.config import StreamConfig, method_geometry
 from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
 from streamlm.provenance import describe_environment
@@ -31,7 +34,8 @@ def score_stream(
     *,
     chunk: int = CHUNK,
     query_block: int = QUERY_BLOCK,
-    progress: bool = False,
+    position_limit: int = POSITION_LIMIT,
+    on_progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, SinkCache]:
     """Return the loss of every token of a stream but the first, and the cache as it stands at the end.
 
@@ -44,7 +48,8 @@ def score_stream(
         cfg: cache geometry, in tokens.
         chunk: tokens per pass through the model; changes speed and nothing else.
         query_block: queries per attention block; likewise.
-        progress: show a bar on a terminal.
+        position_limit: see `SinkCache`.
+        on_progress: called with the number of losses so far, after every pass.
 
     Returns:
         (N-1,) losses in nats, float32 or wider; and the cache.
@@ -54,15 +59,21 @@ def score_stream(
     """
     check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
     cfg = cfg.within(len(ids))
-    cache = SinkCache(model.config, n_sink=cfg.n_sink, window_size=cfg.window_size, query_block=query_block)
+    cache = SinkCache(
+        model.config,
+        n_sink=cfg.n_sink,
+        window_size=cfg.window_size,
+        position_limit=position_limit,
+        query_block=query_block,
+    )
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
-    with tqdm(total=len(losses), unit="token", disable=None if progress else True) as bar:
-        for start in range(0, len(losses), chunk):
-            part = stream[start : start + chunk + 1]
-            hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
-            losses[start : start + chunk] = _losses(model.get_output_embeddings(), hidden, part[1:])
-            bar.update(len(part) - 1)
+    for start in range(0, len(losses), chunk):
+        part = stream[start : start + chunk + 1]
+        hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
+        losses[start : start + chunk] = _losses(model.get_output_embeddings(), hidden, part[1:])
+        if on_progress is not None:
+            on_progress(min(start + chunk, len(losses)))
     return losses, cache
 
 
@@ -78,8 +89,6 @@ def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> np.ndarray:
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:
     """Raise ValueError unless `ids` is a stream that a model with this vocabulary can score."""
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"token ids must be one row of integers, got {ids.dtype} of shape {ids.shape}")
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} token(s) give no loss; at least 2 are needed")
     bad = ids[(ids < 0) | (ids >= vocab_size)]
@@ -127,17 +136,21 @@ def measure_perplexity(
     torch.manual_seed(bootstrap.seed)
     device = choose_device(device)
     model = load_model(model_dir, dtype=parse_dtype(dtype), device=device)
-    begin = time.perf_counter()
-    losses, cache = score_stream(model, ids, cfg, progress=True)
-    runtime_sec = time.perf_counter() - begin
+    # The terminal itself: sys.stderr is a log file where a workflow runs this.
+    with tqdm(total=len(ids) - 1, unit="token", file=sys.__stderr__, disable=None) as bar:
+        begin = time.perf_counter()
+        losses, cache = score_stream(model, ids, cfg, on_progress=lambda n: bar.update(n - bar.n))
+        runtime_sec = time.perf_counter() - begin
     if not np.isfinite(losses).all():
         raise ValueError(
             f"the loss of token {int(np.argmax(~np.isfinite(losses))) + 1} is not finite: the weights in "
             f"{model_dir} are damaged, or {dtype} is too narrow for this model"
         )
     losses = losses.astype(np.float32)
-    held, seen = cache.n_held, cache.get_seq_length()
-    record: Record = {
+    caveats = notes(model, cfg, len(ids))
+    for line in caveats:
+        warnings.warn(line, stacklevel=2)
+    record = {
         "model": model_title(model) if title is None else title,
         "dataset": dataset,
         "method": method,
@@ -147,17 +160,9 @@ def measure_perplexity(
         "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
         "confidence": bootstrap.confidence,
         "baseline": None,
-        "streaming": {
-            **describe_losses(losses, bootstrap),
-            "runtime_sec": runtime_sec,
-            "tokens_per_sec": len(losses) / runtime_sec,
-            "kv_tokens": held,
-            "kv_bytes": cache.nbytes,
-            "after_eviction": after_token(losses, cfg.capacity, bootstrap),
-        },
-        "metrics": {"speedup": None, "compression_ratio": 1 - held / seen, "ppl_increase_percent": None},
+        **_outcome(losses, cache, runtime_sec, bootstrap),
         "tokens": {"count": len(ids), "scored": len(losses), "sha256": hash_ids(ids)},
-        "warnings": notes(model, cfg, len(ids)),
+        "warnings": caveats,
         "environment": {
             **describe_environment(),
             "device": device_name(device),
@@ -166,9 +171,28 @@ def measure_perplexity(
             "seed": bootstrap.seed,
         },
     }
-    for line in record["warnings"]:
-        warnings.warn(line, stacklevel=2)
     return record, losses
+
+
+def _outcome(
+    losses: np.ndarray, cache: SinkCache, runtime_sec: float, bootstrap: BootstrapConfig
+) -> dict[str, Any]:
+    """Return the sections `streaming` (the measured method) and `metrics` of a record."""
+    return {
+        "streaming": {
+            **describe_losses(losses, bootstrap),
+            "runtime_sec": runtime_sec,
+            "tokens_per_sec": len(losses) / runtime_sec,
+            "kv_tokens": cache.n_held,
+            "kv_bytes": cache.nbytes,
+            "after_eviction": after_token(losses, cache.cfg.capacity, bootstrap),
+        },
+        "metrics": {
+            "speedup": None,
+            "compression_ratio": 1 - cache.n_held / cache.get_seq_length(),
+            "ppl_increase_percent": None,
+        },
+    }
 
 
 def notes(model: PreTrainedModel, cfg: StreamConfig, n_tokens: int) -> list[str]:

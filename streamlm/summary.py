@@ -207,6 +207,21 @@ def ablation_rows(ablation: Record) -> tuple[tuple[str, ...], list[tuple[str, ..
     return headers, rows
 
 
+def score_line(record: Record) -> str:
+    """Return the outcome of one run in a few words."""
+    scores, metrics = record["streaming"], record["metrics"]
+    perplexity = interval_text(scores["perplexity"], scores["perplexity_interval"])
+    line = (
+        f"{record['method']} {record['n_sink']}+{record['window_size']} on {record['dataset']}: "
+        f"perplexity {perplexity}, {scores['runtime_sec']:.2f} s, {scores['tokens_per_sec']:.0f} tokens/s, "
+        f"{scores['kv_bytes'] / 2**20:.1f} MiB of KV, "
+        f"{100 * metrics['compression_ratio']:.1f} % of the entries dropped"
+    )
+    if metrics["ppl_increase_percent"] is None:
+        return line
+    return f"{line}, {metrics['ppl_increase_percent']:+.2f} % perplexity against dense"
+
+
 def describe_setting(record: Record) -> str:
     """Return model, type and machine of a record in one line."""
     environment = record["environment"]

@@ -7,14 +7,11 @@ from torch import Tensor, nn
 
 
 def turn(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
-    """Rotate one vector (..., D) to `position`, by the 2 x 2 matrices of the RoPE paper written out."""
-    x, half = x.clone(), len(inv_freq)
-    for i, frequency in enumerate(inv_freq.tolist()):
-        angle = torch.tensor(position * frequency, dtype=torch.float64)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        a, b = x[..., i].clone(), x[..., i + half].clone()
-        x[..., i], x[..., i + half] = a * cos - b * sin, b * cos + a * sin
-    return x
+    """Rotate one vector (..., D) to `position`, the 2 x 2 matrices of the RoPE paper written out."""
+    half, angles = len(inv_freq), position * inv_freq.double()
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
 
 class Evicting:

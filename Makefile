@@ -1,0 +1,50 @@
+# Every target sets itself up: Python 3.11 and make are all it needs.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+unexport PYTHONPATH
+
+.PHONY: all env test test-slow smoke publish clean
+
+all: env
+	snakemake --cores 1 all
+
+env: $(READY)
+
+# torch comes first and pinned: another package's open range would pull gigabytes of CUDA libraries.
+$(READY): envs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+test: env
+	ruff format --check .
+	ruff check .
+	mypy
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+	pytest -m "not slow"
+
+# The packaged model on real text: the ordering of the methods.
+test-slow: env
+	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
+	pytest -m slow
+
+smoke: env
+	rm -rf data/smoke results/smoke
+	python tests/tiny_model.py data/smoke/model
+	snakemake all --quiet --configfile configs/smoke.yaml
+	@echo "All is well: the whole workflow ran on a tiny random model; see results/smoke/figures."
+
+# What the README shows, from your own run.
+publish: all
+	mkdir -p docs/results
+	cp results/figures/*.png results/experiment_summary.md docs/results/
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,97 @@
+"""How much faster a stream is scored in blocks than token by token: `python benchmarks/scoring.py`.
+
+Both score the same tokens of the same text with the same weights, threads and process, in float32, output
+layer included, loading excluded, in turns, so that a noisy neighbour meets both. The sequential side is
+transformers' own: `DynamicCache`, holding 512 tokens at the start of every run of steps. Then the cost per
+token along one long stream.
+"""
+
+import argparse
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from streamlm.config import StreamConfig
+from streamlm.models import load_model
+from streamlm.perplexity import score_stream, use_threads
+from streamlm.provenance import processor_name
+
+CFG = StreamConfig(n_sink=4, window_size=508)
+
+
+@torch.inference_mode()
+def time_sequential(model, ids, n_steps):
+    """Return seconds per token of decoding `n_steps` tokens behind CFG.capacity held ones."""
+    stream = torch.from_numpy(ids)[None]
+    cache = DynamicCache(config=model.config)
+    model(stream[:, : CFG.capacity], past_key_values=cache)
+    start = time.perf_counter()
+    for t in range(CFG.capacity, CFG.capacity + n_steps):
+        logits = model(stream[:, t : t + 1], past_key_values=cache).logits[:, -1]
+        torch.nn.functional.cross_entropy(logits, stream[:, t + 1])
+    return (time.perf_counter() - start) / n_steps
+
+
+def time_blocks(model, ids):
+    """Return seconds per token of scoring `ids` in blocks."""
+    start = time.perf_counter()
+    score_stream(model, ids, CFG)
+    return (time.perf_counter() - start) / (len(ids) - 1)
+
+
+def spread(values):
+    return f"{np.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("data/models/smollm2-135m-instruct"))
+    parser.add_argument("--tokens", type=Path, help="default: the model's wikitext tokens under data/")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=64, help="sequential steps per repeat")
+    parser.add_argument("--long", type=int, default=20_480, help="tokens of the long stream")
+    options = parser.parse_args()
+    tokens = options.tokens or Path("data/tokens") / options.model.name / "wikitext.npy"
+    ids = np.load(tokens)
+
+    use_threads("auto")
+    ours = load_model(options.model, dtype=torch.float32, device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    time_blocks(ours, ids[:1025]), time_sequential(theirs, ids, 8)  # warm up
+    blocks, sequential = [], []
+    for _ in tqdm(range(options.repeats), unit="repeat", disable=None):
+        sequential.append(time_sequential(theirs, ids, options.steps))
+        blocks.append(time_blocks(ours, ids[:2049]))
+    ratios = np.array(sequential) / np.array(blocks)
+
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
+    print(
+        f"{options.model.name}, {CFG.n_sink}+{CFG.window_size}; "
+        f"median [least, most] of {options.repeats} runs"
+    )
+    print(f"sequential, DynamicCache holding >= {CFG.capacity}: {spread(1 / np.array(sequential))} tokens/s")
+    print(f"in blocks:                              {spread(1 / np.array(blocks))} tokens/s")
+    print(f"ratio:                                  {spread(ratios)}")
+
+    print(f"\ncost per token along one stream of {options.long} tokens, in runs of 2,048:")
+    marks = []
+    with tqdm(total=options.long, unit="token", disable=None) as bar:
+
+        def note(done):
+            marks.append((done, time.perf_counter()))
+            bar.update(done - bar.n)
+
+        note(0)
+        score_stream(ours, ids[: options.long + 1], CFG, on_progress=note)
+    stops = [mark for mark in marks if mark[0] % 2048 == 0]
+    for (low, begin), (high, end) in pairwise(stops):
+        print(f"{low:>7} to {high:>7}: {1e3 * (end - begin) / (high - low):.2f} ms per token")
+
+
+if __name__ == "__main__":
+    main()

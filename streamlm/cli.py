@@ -1,0 +1,128 @@
+"""The `streamlm` command: parse, call, print."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamlm import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+
+app = typer.Typer(
+    name="streamlm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Method(StrEnum):
+    """What the cache keeps."""
+
+    dense = "dense"
+    window = "window"
+    streaming = "streaming"
+
+
+class Dtype(StrEnum):
+    """Number type of weights and arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+def _stream(
+    model: Path, dataset_name: str | None, text: Path | None, tokens: Path | None, max_samples: int | None
+) -> "tuple[np.ndarray, str]":
+    """Return the token ids that were asked for and the true name of their text."""
+    from streamlm.data import extract_documents, read_sample, read_tokens, tokenise_documents
+
+    if [dataset_name, text, tokens].count(None) != 2:
+        raise ValueError("give exactly one of --dataset-name, --text and --tokens")
+    if tokens is not None:
+        return read_tokens(tokens), tokens.name
+    if text is not None:
+        name, documents = text.name, extract_documents({"kind": "path", "format": "text"}, text)
+    else:
+        sample = read_sample(Path("data") / str(dataset_name) / "sample.json")
+        name, documents = sample.dataset, sample.documents
+    return tokenise_documents(documents, model, add_bos=False, max_samples=max_samples), name
+
+
+@app.callback()
+def about() -> None:
+    """What a language model loses, and saves, when its KV cache keeps attention sinks and a window."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command(
+    epilog="Example: streamlm evaluate --model-name data/models/smollm2-135m-instruct "
+    "--dataset-name wikitext --n-sink 4 --window-size 1024 --output result.json"
+)
+def evaluate(
+    model_name: Annotated[Path, typer.Option(help="Folder of a transformers model (safetensors).")],
+    dataset_name: Annotated[
+        str | None, typer.Option(help="wikitext or pg19, as stored by the workflow in data/.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 text file, scored as one stream.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A .npy of int64 ids, scored as given.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many documents.")] = None,
+    max_eval_tokens: Annotated[int | None, typer.Option(min=2, help="Score so many ids.")] = None,
+    method: Annotated[Method, typer.Option(help="What the cache keeps.")] = Method.streaming,
+    n_sink: Annotated[int, typer.Option(help="First tokens kept.")] = 4,
+    window_size: Annotated[int, typer.Option(help="Recent tokens kept, the current one included.")] = 1020,
+    dtype: Annotated[Dtype, typer.Option(help="Number type.")] = Dtype.float32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    baseline: Annotated[
+        Path | None, typer.Option(help="Dense record of the same tokens (with its .npy), to compare with.")
+    ] = None,
+    per_token: Annotated[Path | None, typer.Option(help="Write float32 losses in nats, .npy.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
+) -> None:
+    """Score one stream by one method: perplexity, time, KV memory."""
+    from streamlm.perplexity import measure_perplexity
+    from streamlm.records import read_losses, read_record, write_array, write_json
+    from streamlm.stats import BootstrapConfig
+    from streamlm.summary import Run, score_line, with_baseline
+
+    ids, dataset = _stream(model_name, dataset_name, text, tokens, max_samples)
+    bootstrap = BootstrapConfig()
+    dense = None if baseline is None else Run(read_record(baseline), read_losses(baseline))
+    record, losses = measure_perplexity(
+        model_dir=model_name,
+        ids=ids[:max_eval_tokens],
+        dataset=dataset,
+        method=method.value,
+        n_sink=n_sink,
+        window_size=window_size,
+        dtype=dtype.value,
+        device=device,
+        bootstrap=bootstrap,
+    )
+    if dense is not None:
+        record = with_baseline(Run(record, losses), dense, record["capacity"], bootstrap)
+    if per_token is not None:
+        write_array(per_token, losses)
+    if output is not None:
+        write_json(output, record)
+    typer.echo(score_line(record))
+
+
+def main() -> None:
+    """Run the command; a mistake of the caller is one line on stderr and exit status 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(f"streamlm: {error}")

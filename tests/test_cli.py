@@ -1,0 +1,88 @@
+"""The command as a user types it, in its own process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parent.parent
+PROSE = "Attention sinks keep a stream of text steady. " * 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny model and a text."""
+    path = tmp_path_factory.mktemp("cli")
+    write_tiny_model(path / "model")
+    (path / "text.txt").write_text(PROSE)
+    (path / "empty.txt").write_text(" \n")
+    np.save(path / "ids.npy", np.arange(100, dtype=np.int64))
+    np.save(path / "foreign.npy", np.array([1, 5000], dtype=np.int64))
+    np.save(path / "floats.npy", np.ones(9))
+    return path
+
+
+def streamlm(place, *args):
+    command = [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+
+def test_evaluate_writes_record_and_losses(place):
+    done = streamlm(
+        place, "evaluate", "--model-name", "model", "--text", "text.txt", "--n-sink", 2, "--window-size", 30,
+        "--max-eval-tokens", 300, "--per-token", "losses.npy", "--output", "dense.json", "--method", "dense",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = np.load(place / "losses.npy")
+    record = json.loads((place / "dense.json").read_text())
+    assert losses.dtype == np.float32
+    assert losses.shape == (299,)
+    assert record["streaming"]["perplexity"] == pytest.approx(np.exp(losses.mean(dtype=np.float64)))
+    assert record["dataset"] == "text.txt"
+    assert f"perplexity {record['streaming']['perplexity']:.2f}" in done.stdout
+
+
+def test_evaluate_compares_with_a_dense_record(place):
+    common = ("evaluate", "--model-name", "model", "--tokens", "ids.npy")
+    dense = streamlm(place, *common, "--method", "dense", "--output", "b.json", "--per-token", "b.npy")
+    assert dense.returncode == 0, dense.stderr
+    done = streamlm(place, *common, "--window-size", 20, "--baseline", "b.json", "--output", "s.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "s.json").read_text())
+    assert record["baseline"]["perplexity"] > 1
+    assert record["metrics"]["ppl_increase_percent"] is not None
+    assert "perplexity against dense" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--text", "text.txt", "--n-sink", "-1"], "n_sink must be >= 0, got -1"),
+        (["--text", "text.txt", "--window-size", "0"], "window_size must be >= 1, got 0"),
+        (["--text", "text.txt", "--method", "steaming"], "steaming"),
+        (["--text", "empty.txt"], "holds no text"),
+        (["--text", "missing.txt"], "no such file: missing.txt"),
+        (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
+        (["--tokens", "floats.npy"], "must hold one row of int64 token ids"),
+        (["--tokens", "missing.npy"], "cannot read token ids from missing.npy"),
+        (["--dataset-name", "wikitext"], "make it with `snakemake data/wikitext/sample.json`"),
+        ([], "give exactly one of --dataset-name, --text and --tokens"),
+        (["--text", "text.txt", "--baseline", "none.json"], "there is no record none.json"),
+    ],
+)
+def test_mistake_is_reported_without_traceback_or_output(place, args, message):
+    done = streamlm(place, "evaluate", "--model-name", "model", *args, "--output", "never.json")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "never.json").exists()
+
+
+def test_help_shows_an_example():
+    done = streamlm(ROOT, "evaluate", "--help")
+    assert "Example: streamlm evaluate" in " ".join(done.stdout.split())

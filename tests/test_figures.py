@@ -1,0 +1,272 @@
+import copy
+import subprocess
+import sys
+from itertools import combinations
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import VOCAB, tiny_llama
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.text import Text
+from numpy.testing import assert_allclose
+from PIL import Image
+
+from streamlm.figures import (
+    plot_ablation_n_sink,
+    plot_ablation_window_size,
+    plot_main_comparison,
+    plot_results_summary,
+    save_figure,
+)
+from streamlm.perplexity import measure_perplexity
+from streamlm.records import write_array, write_json
+from streamlm.stats import BootstrapConfig
+from streamlm.summary import RESULT_HEADERS, collect_ablation, collect_result, result_rows
+
+TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
+METHODS = ("dense", "window", "streaming")
+BOOTSTRAP = BootstrapConfig(block=16, resamples=200)
+WINDOWS, CAPACITIES, SINKS = (8, 16, 32), (20, 36), (0, 1, 2, 4, 8, 16)
+CHANGE = "ppl_increase_percent"
+
+
+@pytest.fixture(scope="session")
+def measure(tmp_path_factory):
+    """A function that scores 300 random ids with a tiny model, once per setting, and returns the path."""
+    folder = tmp_path_factory.mktemp("figures")
+    tiny_llama(max_position_embeddings=512).save_pretrained(folder / "model")
+
+    def measured(text, method, n_sink, window_size):
+        path = folder / text / f"{method}_{n_sink}_{window_size}.json"
+        if not path.exists():
+            ids = np.random.default_rng(TEXTS.index(text)).integers(VOCAB, size=300)
+            record, losses = measure_perplexity(
+                model_dir=folder / "model", ids=ids, dataset=text, method=method, n_sink=n_sink,
+                window_size=window_size, device="cpu", torch_threads=1, bootstrap=BOOTSTRAP,
+                title="SmolLM2-135M-Instruct, Q4_1 dequantised",
+            )  # fmt: skip
+            record["environment"]["processor"] = "AMD EPYC 9R14 96-Core Processor"
+            write_json(path, record)
+            write_array(path.with_suffix(".npy"), losses)
+        return path
+
+    return measured
+
+
+@pytest.fixture(scope="session")
+def results(measure):
+    return [
+        collect_result({method: measure(text, method, 4, 28) for method in METHODS}, BOOTSTRAP)
+        for text in TEXTS
+    ]
+
+
+@pytest.fixture(scope="session")
+def ablate(measure):
+    """A function that returns the ablation of a kind over some texts."""
+
+    def ablated(kind, texts):
+        by_capacity = [(n, capacity - n) for capacity in CAPACITIES for n in SINKS]
+        sizes = by_capacity if kind == "n_sink" else [(4, window) for window in WINDOWS]
+        runs = [measure(text, "streaming", *size) for text in texts for size in sizes]
+        return collect_ablation(kind, [measure(text, "dense", 4, 28) for text in texts], runs, BOOTSTRAP)
+
+    return ablated
+
+
+def bars(axes):
+    return [container[0].get_height() for container in axes.containers if isinstance(container, BarContainer)]
+
+
+def error_bars(axes):
+    """The ends (M, 2) of all error bars, in the order they were drawn."""
+    drawn = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    segments = [segment for container in drawn for segment in container.lines[2][0].get_segments()]
+    return np.array([segment[:, 1] for segment in segments])
+
+
+def lines(axes):
+    """Places (L, M) and values (L, M) of all lines that have error bars."""
+    drawn = [container.lines[0] for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    return [line.get_xdata(orig=False) for line in drawn], [line.get_ydata(orig=False) for line in drawn]
+
+
+def visible_texts(figure):
+    """Every text that is drawn, by its box in pixels; ticks outside the view are not drawn."""
+    FigureCanvasAgg(figure).draw()
+    hidden = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        outside = [tick for tick in ticks if not low <= tick.get_loc() <= high or not axis.axes.axison]
+        hidden |= {label for tick in outside for label in tick.findobj(Text)}
+    drawn = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(text.get_text(), text.get_window_extent()) for text in drawn if text not in hidden]
+
+
+def assert_readable(figure, texts):
+    """Every text lies on the canvas and on no other; every axis is labelled; every name is there."""
+    written = visible_texts(figure)
+    canvas = figure.bbox
+    for text, box in written:
+        assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1, f"{text!r} is clipped"
+        assert canvas.y0 <= box.y0 < box.y1 <= canvas.y1, f"{text!r} is clipped"
+    for (text, box), (other, other_box) in combinations(written, 2):
+        assert not box.overlaps(other_box), f"{text!r} lies on {other!r}"
+    for axes in figure.axes:
+        assert not axes.axison or (axes.get_xlabel() and axes.get_ylabel())
+    everything = " ".join(" ".join(text.split()) for text, _ in written)
+    setting = ("SmolLM2-135M-Instruct, Q4_1 dequantised", "AMD EPYC 9R14 96-Core Processor", "300 tokens")
+    for name in (*texts, *setting, "intervals: 95 % moving-block bootstrap, within this text"):
+        assert name in everything
+
+
+@pytest.mark.parametrize("n_texts", [1, 2, 3])
+def test_main_comparison_shows_the_records_numbers(results, n_texts):
+    figure = plot_main_comparison(results[:n_texts])
+    assert_readable(figure, TEXTS[:n_texts])
+    parts = [result["methods"][method] for method in METHODS for result in results[:n_texts]]
+    perplexity, runtime, speedup, dropped = figure.axes
+    assert_allclose(bars(perplexity), [part["common"]["perplexity"] for part in parts])
+    assert_allclose(error_bars(perplexity), [part["common"]["perplexity_interval"] for part in parts])
+    assert_allclose(bars(runtime), [part["streaming"]["runtime_sec"] for part in parts])
+    assert_allclose(bars(speedup), [part["metrics"]["speedup"] for part in parts])
+    assert_allclose(bars(dropped), [100 * part["metrics"]["compression_ratio"] for part in parts])
+    for axes in figure.axes:
+        numbers = [float(text.get_text().replace(",", "")) for text in axes.texts]
+        assert_allclose(numbers, bars(axes), rtol=1e-3, atol=0.005)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label.split(": ")[1] for label in legend] == ["all tokens", "0+32 tokens", "4+28 tokens"]
+
+
+def test_main_comparison_draws_bars_over_their_own_text(results):
+    figure = plot_main_comparison(results)
+    centres = [container[0].get_center()[0] for container in figure.axes[0].containers if len(container) == 1]
+    assert np.round(centres).tolist() == [0, 1, 2] * len(METHODS)
+    ticks = [label.get_text().replace("\n", " ") for label in figure.axes[0].get_xticklabels()]
+    assert ticks == list(TEXTS)
+
+
+def test_missing_values_are_named_not_drawn(results):
+    changed = copy.deepcopy(results)
+    for part in changed[0]["methods"].values():
+        part["metrics"]["speedup"] = part["common"] = None
+    figure = plot_main_comparison(changed)
+    assert_readable(figure, TEXTS)
+    for axes in (figure.axes[0], figure.axes[2]):
+        assert [text.get_text() for text in axes.texts].count("n/a") == len(METHODS)
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])
+@pytest.mark.parametrize(
+    ("kind", "plot", "line_key"),
+    [
+        ("window_size", plot_ablation_window_size, "n_sink"),
+        ("n_sink", plot_ablation_n_sink, "capacity"),
+    ],
+)
+def test_ablation_shows_the_records_numbers(ablate, texts, kind, plot, line_key):
+    ablation = ablate(kind, texts)
+    figure = plot(ablation)
+    assert_readable(figure, texts)
+    upper, lower = figure.axes[: len(texts)], figure.axes[len(texts) :]
+    for text, above, below in zip(texts, upper, lower, strict=True):
+        rows = [row for row in ablation["rows"] if row["dataset"] == text]
+        rows.sort(key=lambda row: (row[line_key], row[kind]))
+        commons, dense = [row["common"] for row in rows], ablation["baseline"][text]["common"]
+        for axes, key in ((above, "perplexity"), (below, CHANGE)):
+            places, values = lines(axes)
+            assert_allclose(np.concatenate(values), [common[key] for common in commons])
+            assert_allclose(error_bars(axes), [common[f"{key}_interval"] for common in commons])
+            ticks = dict(zip(axes.get_xticks(), axes.get_xticklabels(), strict=True))
+            nearest = [min(ticks, key=lambda tick: abs(tick - place)) for place in np.concatenate(places)]
+            assert [ticks[tick].get_text() for tick in nearest] == [str(row[kind]) for row in rows]
+        assert above.get_title().startswith(f"{text}\ndense: {dense['perplexity']:.2f} [")
+        references = [line.get_ydata()[0] for line in above.lines if line.get_label().startswith("_child")]
+        assert dense["perplexity"] in references
+        band = above.patches[0].get_extents().transformed(above.transData.inverted())
+        assert_allclose([band.y0, band.y1], dense["perplexity_interval"])
+
+
+def test_window_axis_is_logarithmic(ablate):
+    axes = plot_ablation_window_size(ablate("window_size", TEXTS[:1])).axes[0]
+    assert_allclose(np.diff(axes.get_xticks()), np.diff(np.log2(WINDOWS)))
+
+
+def test_one_window_makes_a_figure(ablate):
+    ablation = ablate("window_size", TEXTS[:1])
+    ablation["rows"] = ablation["rows"][:1]
+    assert_readable(plot_ablation_window_size(ablation), TEXTS[:1])
+
+
+@pytest.mark.parametrize("factor", [1.2, 300])
+def test_a_collapse_without_sinks_is_written_and_leaves_the_rest_readable(ablate, factor):
+    ablation = ablate("n_sink", TEXTS[:2])
+    for row in ablation["rows"]:
+        common, scale = row["common"], factor if row["n_sink"] == 0 else 1
+        value = 100 * (scale - 1) + row["n_sink"] / 10
+        common |= {CHANGE: value, f"{CHANGE}_interval": [value - 0.5, value + 0.5]}
+        common |= {"perplexity": 600 * scale, "perplexity_interval": [400 * scale, 800 * scale]}
+    figure = plot_ablation_n_sink(ablation)
+    assert_readable(figure, TEXTS[:2])
+    for axes in figure.axes[:2]:
+        assert axes.get_yscale() == ("log" if factor == 300 else "linear")
+    for axes in figure.axes[2:]:
+        low, high = axes.get_ylim()
+        assert low < -0.4
+        assert 2.1 < high < 4
+        change = f"{100 * (factor - 1):+,.0f} %"
+        assert axes.texts[0].get_text().split("\n")[1:] == [f"{size}: {change}" for size in CAPACITIES]
+
+
+def test_equal_changes_keep_every_point_in_view(ablate):
+    ablation = ablate("n_sink", TEXTS[:1])
+    for row in ablation["rows"]:
+        row["common"] |= {CHANGE: 1.0, f"{CHANGE}_interval": [0.5, 1.5]}
+    axes = plot_ablation_n_sink(ablation).axes[1]
+    assert not axes.texts
+    low, high = axes.get_ylim()
+    assert low < 0
+    assert high > 1.5
+
+
+@pytest.mark.parametrize("n_texts", [1, 3])
+def test_summary_writes_every_cell(results, n_texts):
+    figure = plot_results_summary(results[:n_texts])
+    assert_readable(figure, TEXTS[:n_texts])
+    written = [" ".join(text.get_text().split()) for text in figure.axes[0].texts]
+    rows = result_rows(results[:n_texts])
+    names = [result["dataset"] for result in results[:n_texts]]
+    assert sorted(written) == sorted([*RESULT_HEADERS, *names, *(cell for row in rows for cell in row[1:])])
+
+
+def test_same_record_gives_the_same_bytes_and_nothing_but_the_picture(results, ablate, tmp_path):
+    drawn = {
+        "main": lambda: plot_main_comparison(results),
+        "table": lambda: plot_results_summary(results),
+        "window_size": lambda: plot_ablation_window_size(ablate("window_size", TEXTS)),
+        "n_sink": lambda: plot_ablation_n_sink(ablate("n_sink", TEXTS)),
+    }
+    for name, plot in drawn.items():
+        once, twice = tmp_path / f"{name}.png", tmp_path / "again" / f"{name}.png"
+        save_figure(once, plot())
+        save_figure(twice, plot())
+        assert once.read_bytes() == twice.read_bytes()
+        with Image.open(once) as image:
+            assert set(image.info) == {"dpi"}
+            assert_allclose(image.info["dpi"], 200, rtol=1e-3)
+
+
+def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
+    before = dict(matplotlib.rcParams)
+    save_figure(tmp_path / "table.png", plot_results_summary(results))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_import_loads_no_model_library_and_no_pyplot():
+    code = "import sys, streamlm.figures; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "transformers", "matplotlib.pyplot"} & set(modules.split())
+    assert "matplotlib.figure" in modules.split()

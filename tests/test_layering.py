@@ -1,0 +1,65 @@
+"""A module imports only from modules above it; heavy libraries stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "streamlm"
+
+# Top to bottom; what each may import from outside. `text`, `gguf`, `experiment` and `summary` are rooms of
+# their own, so that an edit of one reruns only what depends on it.
+LAYERS = {
+    "__init__": set(),
+    "config": set(),
+    "provenance": set(),
+    "records": {"numpy"},
+    "stats": {"numpy"},
+    "experiment": {"jsonschema", "yaml"},
+    "rope": {"torch"},
+    "attention": {"torch"},
+    "cache": {"torch", "transformers"},
+    "models": {"torch", "transformers", "safetensors"},
+    "text": {"mwparserfromhell"},
+    "data": {"numpy", "transformers"},
+    "gguf": {"torch", "transformers", "gguf", "tokenizers"},
+    "perplexity": {"numpy", "torch", "tqdm", "transformers"},
+    "summary": {"numpy", "tabulate"},
+    "figures": {"numpy", "matplotlib"},
+    "cli": {"typer", "numpy"},
+}
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}: relative import"
+            yield node.module
+
+
+def test_every_module_has_its_place():
+    assert {file.stem for file in PACKAGE.glob("*.py")} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_module_imports_only_from_above(module):
+    above = list(LAYERS)[: list(LAYERS).index(module)]
+    ours = {"streamlm", *(f"streamlm.{name}" for name in above)}
+    for name in imported(PACKAGE / f"{module}.py"):
+        top = name.partition(".")[0]
+        assert name in ours or top in LAYERS[module] | set(sys.stdlib_module_names), (
+            f"{module} imports {name}"
+        )
+
+
+@pytest.mark.parametrize("module", ["figures", "summary", "experiment", "cli"])
+def test_light_modules_never_load_torch(module):
+    code = f"import sys, streamlm.{module}; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,269 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB, tiny_llama
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from streamlm.cache import SinkCache
+from streamlm.config import StreamConfig
+from streamlm.models import load_model, prepare
+from streamlm.perplexity import measure_perplexity, score_stream
+from streamlm.records import write_array, write_json
+from streamlm.stats import BootstrapConfig
+from streamlm.summary import collect_ablation, collect_result, experiment_summary, read_run, with_baseline
+
+BOOTSTRAP = BootstrapConfig(resamples=100)
+IDS = np.random.default_rng(0).integers(0, VOCAB, 200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(path)
+    return path
+
+
+def measure(folder, **changes):
+    options = {"ids": IDS, "method": "streaming", "n_sink": 4, "window_size": 28, "device": "cpu"}
+    return measure_perplexity(
+        model_dir=folder, dataset="random ids", bootstrap=BOOTSTRAP, torch_threads=1, **options | changes
+    )
+
+
+def stored(folder, runs_dir, name, **options):
+    record, losses = measure(folder, **options)
+    write_array(runs_dir / f"{name}.npy", losses)
+    write_json(runs_dir / f"{name}.json", record)
+    return runs_dir / f"{name}.json"
+
+
+@given(n_tokens=st.integers(2, 60), chunk=st.integers(1, 70))
+def test_every_token_but_the_first_is_scored_exactly_once(n_tokens, chunk):
+    with prepare(tiny_llama()) as model:
+        cfg = StreamConfig(n_sink=2, window_size=9)
+        losses, cache = score_stream(model, IDS[:n_tokens], cfg, chunk=chunk)
+    assert losses.shape == (n_tokens - 1,)
+    assert np.isfinite(losses).all()
+    assert cache.get_seq_length() == n_tokens - 1
+
+
+def test_dense_is_what_transformers_computes(folder):
+    _, losses = measure(folder, method="dense")
+    with torch.inference_mode():
+        logits = tiny_llama()(torch.from_numpy(IDS)[None]).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(IDS[1:]), reduction="none")
+    assert_close(torch.from_numpy(losses), expected, rtol=0, atol=1e-4)
+
+
+def test_a_window_longer_than_the_stream_is_the_dense_baseline(folder):
+    record, losses = measure(folder, window_size=999_999)
+    assert_close(losses, measure(folder, method="dense")[1], rtol=0, atol=1e-5)
+    assert record["capacity"] == 4 + 999_999
+    assert record["metrics"]["compression_ratio"] == 0
+    assert record["streaming"]["after_eviction"] is None
+    assert "trained to 64" in record["warnings"][0]
+
+
+def test_memory_does_not_grow_with_the_stream():
+    with prepare(tiny_llama()) as model:
+        sizes = [
+            score_stream(model, np.resize(IDS, n), StreamConfig(n_sink=2, window_size=9))[1].nbytes
+            for n in (50, 3000)
+        ]
+    assert (
+        sizes[0] == sizes[1] == 2 * 2 * 2 * 11 * 8 * 4
+    )  # keys and values, layers, heads, slots, size, bytes
+
+
+def test_positions_stay_bounded_and_a_rebase_changes_no_loss():
+    seen = []
+    cfg = StreamConfig(n_sink=2, window_size=9)
+    with prepare(tiny_llama()) as model:
+        plain, _ = score_stream(model, np.resize(IDS, 400), cfg, chunk=16)
+        rotary = model.model.rotary_emb
+        rotary.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(int(kwargs["position_ids"].max())), with_kwargs=True
+        )
+        rebased, _ = score_stream(model, np.resize(IDS, 400), cfg, chunk=16, position_limit=40)
+    assert max(seen) < 40
+    assert_close(rebased, plain, rtol=0, atol=1e-4)
+
+
+def test_record_says_what_was_measured(folder):
+    record, losses = measure(folder, method="window", n_sink=4, window_size=28)
+    assert (record["method"], record["n_sink"], record["window_size"], record["capacity"]) == (
+        "window",
+        0,
+        32,
+        32,
+    )
+    assert record["streaming"]["perplexity"] == pytest.approx(np.exp(losses.mean(dtype=np.float64)))
+    assert record["streaming"]["after_eviction"]["scored"] == len(IDS) - 1 - 32
+    assert record["metrics"]["compression_ratio"] == pytest.approx(1 - 32 / 199)
+    assert record["baseline"] is None
+    assert record["environment"]["dtype"] == "float32"
+    json.dumps(record, allow_nan=False)
+
+
+def test_result_fills_the_baseline_from_a_dense_record_of_the_same_tokens(folder, tmp_path):
+    runs = {name: stored(folder, tmp_path, name, method=name) for name in ("dense", "window", "streaming")}
+    result = collect_result(runs, BOOTSTRAP)
+    dense, streaming = read_run(runs["dense"]), read_run(runs["streaming"])
+    assert result["baseline"]["perplexity"] == dense.record["streaming"]["perplexity"]
+    ratio = np.exp((streaming.losses - dense.losses.astype(np.float64))[32:].mean()) - 1
+    assert result["common"]["ppl_increase_percent"] == pytest.approx(100 * ratio)
+    assert result["metrics"]["speedup"] == pytest.approx(
+        dense.record["streaming"]["runtime_sec"] / streaming.record["streaming"]["runtime_sec"]
+    )
+    assert list(result["methods"]) == ["dense", "window", "streaming"]
+    assert "random ids" in experiment_summary([result], [])
+
+
+def test_records_of_other_tokens_or_machines_are_never_compared(folder, tmp_path):
+    dense = read_run(stored(folder, tmp_path, "dense", method="dense"))
+    other = read_run(stored(folder, tmp_path, "other", ids=IDS[:150]))
+    with pytest.raises(ValueError, match="stream of tokens differs"):
+        with_baseline(other, dense, 32, BOOTSTRAP)
+    moved = read_run(stored(folder, tmp_path, "moved"))
+    moved.record["environment"]["processor"] = "another"
+    with pytest.raises(ValueError, match="processor differs"):
+        with_baseline(moved, dense, 32, BOOTSTRAP)
+
+
+def test_ablation_judges_every_row_on_the_tokens_past_the_largest_capacity(folder, tmp_path):
+    dense = stored(folder, tmp_path, "dense", method="dense")
+    runs = [stored(folder, tmp_path, f"w{w}", window_size=w) for w in (8, 60)]
+    ablation = collect_ablation("window_size", [dense], runs, BOOTSTRAP)
+    assert ablation["first_token"] == 64
+    assert [row["common"]["scored"] for row in ablation["rows"]] == [199 - 64] * 2
+    assert ablation["baseline"]["random ids"]["common"]["first_token"] == 64
+    with pytest.raises(ValueError, match="nothing is evicted at capacity 304"):
+        collect_ablation(
+            "window_size", [dense], [stored(folder, tmp_path, "big", window_size=300)], BOOTSTRAP
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_sink": -1}, "n_sink must be >= 0, got -1"),
+        ({"window_size": 0}, "window_size must be >= 1, got 0"),
+        ({"method": "steaming"}, "unknown method 'steaming'; known are dense, window, streaming"),
+        ({"ids": np.array([1, VOCAB])}, f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
+        ({"ids": np.array([1, -1])}, "token id -1 is outside the vocabulary"),
+        ({"ids": np.array([1])}, "at least 2 are needed"),
+        ({"dtype": "int64"}, "unknown dtype 'int64'"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+    ],
+)
+def test_bad_input_is_one_clear_line(folder, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        measure(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+UNSUPPORTED = {
+    "learned positions": (GPT2LMHeadModel, GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2)),
+    "ALiBi": (BloomForCausalLM, BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=2)),
+    "sliding layers": (
+        MistralForCausalLM,
+        MistralConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, sliding_window=8,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_model_that_cannot_be_exact_is_refused_and_left_as_it_was(kind):
+    build, config = UNSUPPORTED[kind]
+    model = build(config).eval()
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match=r"supported are models with one rotary") as caught, prepare(model):
+        pass
+    assert "\n" not in str(caught.value)
+    assert model.config._attn_implementation == before
+    model(torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_rotation_that_follows_the_length_is_refused(rope_type):
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
+    with (
+        pytest.raises(ValueError, match=f"rope type '{rope_type}'"),
+        prepare(tiny_llama(rope_parameters=rope)),
+    ):
+        pass
+
+
+def test_attention_that_is_not_known_here_is_refused():
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 3.0  # honoured by ours
+    with prepare(model):
+        pass
+    rotary, plain = model.model.rotary_emb, model.model.rotary_emb.forward
+    rotary.forward = lambda x, position_ids: plain(x, position_ids * 2)  # not what inv_freq says
+    with pytest.raises(ValueError, match="rotates queries and keys in a way"), prepare(model):
+        pass
+
+
+def test_prepared_model_refuses_to_run_without_a_sink_cache():
+    with prepare(tiny_llama()) as model, pytest.raises(ValueError, match="needs a SinkCache"):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def test_unprepared_model_refuses_a_sink_cache():
+    model = tiny_llama()
+    with pytest.raises(ValueError, match="not prepared"):
+        model(torch.tensor([[1, 2, 3]]), past_key_values=SinkCache(model.config, 2, 4))
+
+
+def test_prepare_undoes_itself():
+    model, ids = tiny_llama(), torch.tensor([[1, 2, 3]])
+    before = model(ids).logits
+    with prepare(model):
+        pass
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_weights_that_give_nan_are_refused(tmp_path):
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not finite"):
+        load_model(tmp_path, dtype=torch.float32, device="cpu")
+
+
+def test_nan_that_only_some_tokens_meet_is_refused(tmp_path):
+    model = tiny_llama(tie_word_embeddings=False)
+    model.model.embed_tokens.weight.data[1] = torch.nan  # not among the tokens that are tried at load
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the loss of token \d+ is not finite"):
+        measure(tmp_path, ids=np.array([0, 3, 1, 5]))
+
+
+def test_damaged_or_missing_model_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="is not a model folder"):
+        load_model(tmp_path / "nowhere", dtype=torch.float32, device="cpu")
+    tiny_llama().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        load_model(tmp_path, dtype=torch.float32, device="cpu")
+    assert "\n" not in str(caught.value)

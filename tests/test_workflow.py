@@ -1,0 +1,170 @@
+"""The workflow on a tiny model: it runs whole, a second run is idle, an edit reruns what depends on it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "configs",
+    "profiles",
+    "workflow",
+    "streamlm",
+    "README.md",
+    "Makefile",
+    "envs",
+)
+PLOTS = {"plot_main_comparison", "plot_results_summary", "plot_ablation_window_size", "plot_ablation_n_sink"}
+COLLECTS = {"collect_result", "collect_ablation_window_size", "collect_ablation_n_sink"}
+DRAWN = COLLECTS | PLOTS | {"write_summary"}
+
+
+def snakemake(place, *args):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *args, "--configfile", "configs/smoke.yaml"],
+        cwd=place, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def planned(place, *args):
+    """Return how many jobs of each rule a dry run lists."""
+    done = snakemake(place, "-n", *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout, re.MULTILINE | re.DOTALL)
+    jobs = dict(line.split() for line in table[1].splitlines()) if table else {}
+    return {rule: int(count) for rule, count in jobs.items() if rule != "all"}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A copy of the project in which the smoke experiment has run."""
+    place = tmp_path_factory.mktemp("project")
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, place / part)
+    tiny = [sys.executable, str(ROOT / "tests" / "tiny_model.py"), "data/smoke/model"]
+    subprocess.run(tiny, cwd=place, check=True)
+    done = snakemake(place, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+@pytest.fixture
+def edit(finished):
+    """Change a file of the finished project for one test."""
+    before = {}
+
+    def change(name, old, new):
+        path = finished / name
+        text, stamp = path.read_text(), path.stat()
+        before.setdefault(path, (text, (stamp.st_atime_ns, stamp.st_mtime_ns)))
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    yield change
+    for path, (text, times) in before.items():
+        path.write_text(text)
+        os.utime(path, ns=times)
+
+
+def test_smoke_run_makes_every_record_and_figure(finished):
+    results = finished / "results" / "smoke"
+    for name in ("main_comparison", "ablation_window_size", "ablation_n_sink", "results_summary"):
+        assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    summary = (results / "experiment_summary.md").read_text()
+    result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
+    assert result["model"] == "tiny untrained Llama"
+    assert result["dataset"] == "README of this project" in summary
+    assert result["environment"]["torch_threads"] == len(os.sched_getaffinity(0))
+    assert len(list((results / "runs").glob("*/*.json"))) == 8  # 4 distinct geometries, 2 texts
+
+
+def test_second_run_does_nothing(finished):
+    assert planned(finished) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "rules"),
+    [
+        ("streamlm/figures.py", "", "SPARE = 1\n", PLOTS),
+        ("streamlm/summary.py", "METHOD_NAMES =", "SPARE = 1\nMETHOD_NAMES =", DRAWN),
+        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", {"measure_perplexity"} | DRAWN),
+        ("streamlm/experiment.py", "SCHEMA =", "SPARE = 1\nSCHEMA =", set()),
+        ("streamlm/cli.py", "app =", "SPARE = 1\napp =", set()),
+        ("streamlm/rope.py", "import torch\n", "import torch  # a comment\n", set()),
+        ("streamlm/rope.py", '"""', '"""Another docstring. ', set()),
+        ("workflow/scripts/measure_perplexity.py", "import sys", "import sys", set()),  # a touch
+        ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
+        ("config.yaml", "resamples: 2000", "resamples: 2001", {"measure_perplexity"} | DRAWN),
+    ],
+)
+def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):
+    edit(file, old, new)
+    assert set(planned(finished)) == rules
+
+
+def test_new_window_size_scores_once_per_text_and_draws(finished, edit):
+    edit("configs/smoke.yaml", "window_sizes: [8, 28]", "window_sizes: [8, 16, 28]")
+    assert planned(finished) == {
+        "measure_perplexity": 2, "collect_ablation_window_size": 1, "plot_ablation_window_size": 1,
+        "write_summary": 1,
+    }  # fmt: skip
+
+
+def test_bad_config_is_reported_before_any_job(finished, edit):
+    edit("configs/smoke.yaml", "n_sink: 4", "n_sinks: 4")
+    done = snakemake(finished, "all")
+    assert done.returncode != 0
+    assert "experiment: unknown key 'n_sinks'" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_failing_job_shows_its_reason_and_leaves_no_record(finished, edit):
+    weights = finished / "data" / "smoke" / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:5000])
+    edit("configs/smoke.yaml", "window_sizes: [8, 28]", "window_sizes: [9, 28]")
+    try:
+        done = snakemake(finished, "results/smoke/runs/readme/sink4_window9.json")
+    finally:
+        weights.write_bytes(whole)
+    assert done.returncode != 0
+    assert "ValueError: the model in data/smoke/model cannot be read" in done.stdout + done.stderr
+    assert not (finished / "results/smoke/runs/readme/sink4_window9.json").exists()
+
+
+def test_profile_is_in_force():
+    profile = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())
+    assert "code" not in profile["rerun-triggers"]
+    assert profile["cores"] == 1
+
+
+def test_every_script_rule_takes_its_own_fingerprint():
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        text = file.read_text()
+        scripts = re.findall(r'script:\s+"\.\./(scripts/\w+\.py)"', text)
+        assert scripts == re.findall(r'code=code_of\("(scripts/\w+\.py)"\)', text)
+        assert len(scripts) == len(re.findall(r"^rule ", text, re.MULTILINE)), file.name
+
+
+def test_scripts_are_short_and_straight():
+    for file in (ROOT / "workflow" / "scripts").glob("*.py"):
+        text = file.read_text()
+        assert len(text.splitlines()) <= 25, file.name
+        assert not re.search(r"^\s*(if|for|while) ", text, re.MULTILINE), file.name
+
+
+def test_conda_environment_has_the_same_pins():
+    pins = [line for line in (ROOT / "envs/requirements.txt").read_text().split("\n") if "==" in line]
+    conda = yaml.safe_load((ROOT / "envs/streamlm.yaml").read_text())
+    assert conda["dependencies"][-1] == {"pip": pins}
