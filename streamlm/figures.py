@@ -237,8 +237,6 @@ def _finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequen
     if handles:
         columns, place = -(-len(handles) // legend_rows), (0.5, 1 - 0.33 / height)
         figure.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=place)
-    for artist in [*figure.texts, *figure.legends]:
-        artist.set_in_layout(False)  # they have room of their own
     room = (0, below / height, 1, 1 - (above + below) / height)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=room, h_pad=0.1, w_pad=0.12))
 

@@ -17,7 +17,7 @@ from gguf import GGUFReader, TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from streamlm.data import Source, extract_members
+from streamlm.archives import Source, extract_members
 from streamlm.records import atomic_path
 
 Metadata = dict[str, Any]

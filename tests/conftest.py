@@ -1,6 +1,9 @@
-"""Tiny random models, built here, fresh for every test."""
+"""Tiny random models, built here, fresh for every test; and small archives."""
 
+import io
 import os
+import tarfile
+import zipfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in these tests may ask a model hub
 
@@ -59,3 +62,28 @@ def use_float64_angles(model):
 @pytest.fixture(params=sorted(MODELS))
 def model(request):
     return MODELS[request.param]()
+
+
+MEMBERS = {"demo/b.txt": b"second", "demo/a.txt": b"first", "demo/note.md": b"third"}
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(params=[(make_zip, "demo.whl"), (make_tar, "demo.tar.gz")], ids=["wheel", "tar.gz"])
+def archive(request, tmp_path):
+    make, name = request.param
+    return make(tmp_path / name, MEMBERS)

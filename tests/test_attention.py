@@ -38,18 +38,23 @@ def test_streaming_mask_is_the_picture_in_its_docstring():
     assert mask.int().tolist() == expected
 
 
-@pytest.mark.parametrize("n_tokens", [1, 2, 6, 7, 33])
-@pytest.mark.parametrize("block", [1, 4, 64])
-@pytest.mark.parametrize(("n_sink", "window_size"), [(2, 4), (0, 4), (0, 1), (5, 1), (2, 99)])
-def test_blocks_match_token_by_token(n_tokens, block, n_sink, window_size):
-    q, k, v = random_qkv(n_tokens)
-    inv_freq = frequencies(HEAD_DIM // 2)
+def assert_blocks_match(n_tokens, block, n_sink, window_size, heads, n_rotary, seed):
+    """Compare a whole stream in blocks with the token-by-token cache."""
+    q, k, v = random_qkv(n_tokens, *heads, seed)
+    inv_freq = frequencies(n_rotary)
     cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
     fast = stream_attention(
         rotated(q, inv_freq), rotated(k, inv_freq), v, cfg, inv_freq=inv_freq, block=block
     )
     slow = reference.attention(q, k, v, n_sink, window_size, inv_freq)
     assert_close(fast, slow, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 6, 7, 33])
+@pytest.mark.parametrize("block", [1, 4, 64])
+@pytest.mark.parametrize(("n_sink", "window_size"), [(2, 4), (0, 4), (0, 1), (5, 1), (2, 99)])
+def test_blocks_match_token_by_token(n_tokens, block, n_sink, window_size):
+    assert_blocks_match(n_tokens, block, n_sink, window_size, heads=(4, 2), n_rotary=4, seed=0)
 
 
 @given(
@@ -62,14 +67,7 @@ def test_blocks_match_token_by_token(n_tokens, block, n_sink, window_size):
     seed=st.integers(0, 9),
 )
 def test_drawn_blocks_match_token_by_token(n_tokens, block, n_sink, window_size, heads, n_rotary, seed):
-    q, k, v = random_qkv(n_tokens, *heads, seed)
-    inv_freq = frequencies(n_rotary)
-    cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
-    fast = stream_attention(
-        rotated(q, inv_freq), rotated(k, inv_freq), v, cfg, inv_freq=inv_freq, block=block
-    )
-    slow = reference.attention(q, k, v, n_sink, window_size, inv_freq)
-    assert_close(fast, slow, rtol=0, atol=1e-9)
+    assert_blocks_match(n_tokens, block, n_sink, window_size, heads, n_rotary, seed)
 
 
 @given(

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.data import fetch_archive
+from streamlm.archives import fetch_archive
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,0 +1,24 @@
+# Names that the rules share. The library does the planning.
+
+RESULTS = config["results_dir"]
+MODEL = config["experiment"]["model"]
+CORPORA = config["experiment"]["corpora"]
+RUNS = experiment.plan_runs(config)
+METHODS = experiment.method_labels(config)
+
+
+def code_of(script):
+    """Return the fingerprint of a script and of all project code it imports: a rule with it reruns when they change."""
+    return code_fingerprint(f"{workflow.basedir}/workflow/{script}")
+
+
+def run_records(points):
+    """Return the records of (n_sink, window_size) points, corpus by corpus."""
+    labels = [experiment.run_label(*point) for point in points]
+    return expand(f"{RESULTS}/runs/{{corpus}}/{{label}}.json", corpus=CORPORA, label=labels)
+
+
+wildcard_constraints:
+    corpus="|".join(config["corpora"]),
+    model="|".join(config["models"]),
+    label="|".join(RUNS),
