@@ -5,7 +5,7 @@ import os
 import tempfile
 
 import pytest
-from conftest import make_zip
+from conftest import make_tar, make_zip
 
 from streamlm.archives import extract_members, fetch_archive
 
