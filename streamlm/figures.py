@@ -84,7 +84,7 @@ def plot_main_comparison(results: Sequence[Record]) -> Figure:
 
 def _write_value(axes: Axes, place: float, height: float, part: Record, key: str) -> None:
     """Write a bar's value above it and draw its interval, if it has one; "n/a" if it has no value."""
-    digits = 2 if height < 100 else 1 if height < 1000 else 0
+    digits = 4 if 0 < height < 0.1 else 2 if height < 100 else 1 if height < 1000 else 0
     text = "n/a" if part.get(key) is None else f"{height:,.{digits}f}"
     interval = part.get(f"{key}_interval", [])
     if interval:
@@ -115,7 +115,7 @@ def plot_ablation_n_sink(ablation: Record) -> Figure:
 
     Where the change without sinks dwarfs all else, it is off the scale and written instead.
     """
-    rows = ablation["rows"]
+    rows = sorted(ablation["rows"], key=lambda row: row["capacity"])
     places = {n: float(i) for i, n in enumerate(sorted({row["n_sink"] for row in rows}))}
     title = "Perplexity against the number of sinks, at equal memory"
     x = ("n_sink", "sinks, tokens (window = capacity - sinks)")
@@ -126,25 +126,26 @@ def plot_ablation_n_sink(ablation: Record) -> Figure:
 
 
 def _zoom_past_no_sinks(axes: Axes, rows: Sequence[Record]) -> None:
-    """Scale to the rows with sinks if those without lie far above them, and write the latter's change."""
+    """Leave out of the scale what lies far above the rows with sinks, and write its change instead."""
     key = "ppl_increase_percent"
-    near = [0.0] + [edge for row in rows if row["n_sink"] for edge in row["common"][f"{key}_interval"]]
-    far = {row["capacity"]: row["common"] for row in rows if not row["n_sink"]}
-    low, span = min(near), max(near) - min(near)
-    if not span or not far or min(common[f"{key}_interval"][0] for common in far.values()) < low + 2 * span:
-        return
-    axes.set_ylim(low - 0.1 * span, low + 1.4 * span)
-    written = "".join(f"\n{capacity}: {far[capacity][key]:+,.0f} %" for capacity in sorted(far))
-    axes.text(0.015, 0.98, f"off scale ↑{written}", va="top", fontsize=7, transform=axes.transAxes)
+
+    def span(rows: Sequence[Record]) -> tuple[float, float]:
+        edges = [0.0] + [edge for row in rows for edge in row["common"][f"{key}_interval"]]
+        return min(edges), max(edges)
+
+    low, high = span([row for row in rows if row["n_sink"]])
+    far = [row for row in rows if low < high < row["common"][f"{key}_interval"][0] - (high - low)]
+    if far:
+        low, high = span([row for row in rows if row not in far])
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
+        written = "".join(f"\n{row['capacity']}: {row['common'][key]:+,.0f} %" for row in far)
+        axes.text(0.015, 0.98, f"off scale ↑{written}", va="top", fontsize=7, transform=axes.transAxes)
 
 
 def _plot_ablation(
     ablation: Record, title: str, x: tuple[str, str], places: Mapping[int, float], line: tuple[str, str]
 ) -> Figure:
-    """Return two panels per text: perplexity above, its paired change against dense below.
-
-    `x` and `line` are a key of the rows with its label; `places` says where a value of the first stands.
-    """
+    """Return two panels per text; `x` and `line` are a key and its label, `places` the x of each value."""
     texts, rows = ablation["baseline"], ablation["rows"]
     figure = Figure((max(6.0, 4.4 * len(texts)), 6.4))
     looks = dict(zip(sorted({row[line[0]] for row in rows}), cycle(LINE_LOOKS), strict=False))

@@ -224,10 +224,10 @@ def score_line(record: Record) -> str:
 
 def describe_setting(record: Record) -> str:
     """Return model, type and machine of a record in one line."""
-    environment = record["environment"]
+    environment, threads = record["environment"], record["environment"]["torch_threads"]
     return (
         f"{record['model']}, {environment['dtype']}, {environment['device']}, "
-        f"{environment['processor']}, {environment['torch_threads']} threads"
+        f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
     )
 
 

@@ -223,6 +223,16 @@ def test_a_collapse_without_sinks_is_written_and_leaves_the_rest_readable(ablate
         assert axes.texts[0].get_text().split("\n")[1:] == [f"{size}: {change}" for size in CAPACITIES]
 
 
+def test_only_a_row_far_off_is_left_out_of_the_scale(ablate):
+    ablation = ablate("n_sink", TEXTS[:1])
+    for row in ablation["rows"]:
+        value = 1.0 if row["n_sink"] else {20: 119.0, 36: 3.0}[row["capacity"]]
+        row["common"] |= {CHANGE: value, f"{CHANGE}_interval": [value - 0.5, value + 0.5]}
+    axes = plot_ablation_n_sink(ablation).axes[1]
+    assert axes.texts[0].get_text() == "off scale ↑\n20: +119 %"
+    assert 3.5 < axes.get_ylim()[1] < 10
+
+
 def test_equal_changes_keep_every_point_in_view(ablate):
     ablation = ablate("n_sink", TEXTS[:1])
     for row in ablation["rows"]:
