@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 from streamlm.config import StreamConfig
 from streamlm.models import load_model
@@ -59,6 +60,7 @@ def main():
     tokens = options.tokens or Path("data/tokens") / options.model.name / "wikitext.npy"
     ids = np.load(tokens)
 
+    disable_progress_bar()
     use_threads("auto")
     ours = load_model(options.model, dtype=torch.float32, device="cpu")
     theirs = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()

@@ -244,8 +244,8 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
         "methods see the same. Changes are of token-by-token paired losses.",
         "## Main comparison",
         tabulate(result_rows(results), headers=RESULT_HEADERS, tablefmt="github", disable_numparse=True),
-        "Scoring time compares methods scored by the same block protocol. It is not decoding speed: a "
-        "block pass over a text costs about the same whatever is kept.",
+        "Scoring time compares single passes of the same block protocol over the text; it is not decoding "
+        "speed.",
     ]
     for ablation in ablations:
         headers, rows = ablation_rows(ablation)
