@@ -19,6 +19,7 @@ try:
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
