@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-slow smoke publish clean
+.PHONY: all env test test-latest test-slow smoke publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -30,6 +30,19 @@ test: env
 	snakemake --lint
 	pytest -m "not slow"
 
+# The library under the newest transformers, in an environment of its own.
+LATEST := .venv-latest
+
+$(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-latest.txt
+	touch $@
+
+test-latest: $(LATEST)/.ready
+	$(LATEST)/bin/python -m pytest tests/test_attention.py tests/test_cache.py tests/test_families.py \
+		tests/test_models.py tests/test_perplexity.py
+
 # The packaged model on real text: the ordering of the methods.
 test-slow: env
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
@@ -47,4 +60,4 @@ publish: all
 	cp results/figures/*.png results/experiment_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LATEST)

@@ -1,8 +1,9 @@
 """Load a causal language model and prepare it for `SinkCache`."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,50 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
-from streamlm.attention import StreamPlan, attend
-from streamlm.cache import SinkCache
+from streamlm.attention import DecodePlan, attend, attend_one
+from streamlm.cache import SUPPORTED, SinkCache, layer_windows
+from streamlm.rope import Rotary
+from streamlm.steps import CacheStep
 
 ATTENTION_NAME = "streamlm"
 
 
+@dataclass
+class Current:
+    """The pass that a prepared model is in; its attention modules hold it as `stream`.
+
+    Not every model hands unknown keywords through to its attention (StableLM does not in 5.2).
+    """
+
+    step: CacheStep | None = None
+
+
 def attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
     *,
-    stream_plan: StreamPlan | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention of a prepared model, (B, Tq, Hq, D), in transformers' calling convention."""
-    if stream_plan is None:
+    step: CacheStep | None = module.stream.step
+    if step is None:
         # Without a plan nothing here would hide the future.
         raise ValueError("a prepared model needs a SinkCache as past_key_values")
-    return attend(query, key, value, stream_plan, scaling).transpose(1, 2), None
+    if softcap is not None or s_aux is not None:
+        raise ValueError(f"attention with soft-capped scores or learned sinks is not known here; {SUPPORTED}")
+    plan = step.layer(step.geometries[module.layer_idx], query.device).attention
+    if isinstance(plan, DecodePlan):
+        return attend_one(query, key, value, plan, scaling).transpose(1, 2), None
+    return attend(query, key, value, plan, scaling).transpose(1, 2), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
@@ -41,30 +62,27 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _plan_forward(
-    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, inv_freq: Tensor
+    model: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    rotary: Rotary,
+    current: Current,
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     cache = kwargs.get("past_key_values")
+    current.step = None
     if not isinstance(cache, SinkCache):
         return None
     tokens = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
-    mask = kwargs.get("attention_mask")
-    if mask is not None and not bool(torch.as_tensor(mask).all()):
-        raise ValueError("SinkCache does not take padded batches yet; give it rows of equal length")
-    step = cache.begin(tokens.shape[1], inv_freq, torch.promote_types(model.dtype, torch.float32))
-    return args, {
-        **kwargs,
-        "attention_mask": None,
-        "position_ids": step.position_ids,
-        "stream_plan": step.attention,
-    }
-
-
-LENGTH_INDEPENDENT = ("default", "linear", "llama3", "yarn")
-SUPPORTED = (
-    "supported are models with one rotary embedding of fixed frequencies "
-    f"(rope types {', '.join(LENGTH_INDEPENDENT)}) and full attention in every layer, "
-    "such as Llama, Mistral without its window, Qwen2, Qwen3, Phi-3 and GPT-NeoX / Pythia"
-)
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if len(cache.layers) != n_layers:
+        raise ValueError(
+            f"SinkCache has {len(cache.layers)} layers, the model {n_layers}; make it with model.config"
+        )
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    current.step = cache.begin(tokens.shape[1], rotary, dtype, kwargs.get("attention_mask"))
+    positions = current.step.positions(tokens.device)
+    return args, {**kwargs, "attention_mask": None, "position_ids": positions}
 
 
 def rotary_frequencies(model: PreTrainedModel) -> Tensor:
@@ -73,41 +91,37 @@ def rotary_frequencies(model: PreTrainedModel) -> Tensor:
     Raises:
         ValueError: if its positions are not rotary, or change with the length of the stream.
     """
-    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    name = type(model).__name__
     rotary = [module for module in model.modules() if isinstance(getattr(module, "inv_freq", None), Tensor)]
     if len(rotary) != 1:
         raise ValueError(f"{name} has {len(rotary)} rotary embeddings, not 1; {SUPPORTED}")
-    rope_type = getattr(rotary[0], "rope_type", "default")
-    if rope_type not in LENGTH_INDEPENDENT:
-        raise ValueError(f"{name} has rope type {rope_type!r}, which follows the length; {SUPPORTED}")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
-        raise ValueError(f"{name} has layers that are not full attention; {SUPPORTED}")
     inv_freq: Tensor = rotary[0].inv_freq
     return inv_freq
 
 
-def _switch(model: PreTrainedModel) -> Callable[[], None]:
+def _switch(model: PreTrainedModel) -> ExitStack:
+    """Prepare `model`; closing the stack undoes it."""
+    layer_windows(model.config)
     inv_freq = rotary_frequencies(model)
     AttentionInterface.register(ATTENTION_NAME, attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
-    before = model.config._attn_implementation
-    hook = model.base_model.register_forward_pre_hook(
-        partial(_plan_forward, inv_freq=inv_freq), with_kwargs=True
-    )
-
-    def undo() -> None:
-        hook.remove()
-        model.set_attn_implementation(before)
-
-    try:
-        plain = _probe_plain(model)
+    plain, current = _probe_plain(model), Current()
+    with ExitStack() as undo:
+        undo.callback(model.set_attn_implementation, model.config._attn_implementation)
+        for module in model.modules():
+            if hasattr(module, "layer_idx"):
+                module.stream = current
+                undo.callback(delattr, module, "stream")
         model.set_attn_implementation(ATTENTION_NAME)
-        _probe_stream(model, plain)
-    except BaseException:
-        undo()
-        raise
-    return undo
+        undo.callback(_hook(model, _probe_rotary(model, inv_freq, plain, current), current).remove)
+        return undo.pop_all()
+
+
+def _hook(model: PreTrainedModel, rotary: Rotary, current: Current) -> RemovableHandle:
+    base: nn.Module = model.base_model
+    return base.register_forward_pre_hook(
+        partial(_plan_forward, rotary=rotary, current=current), with_kwargs=True
+    )
 
 
 @contextmanager
@@ -123,11 +137,8 @@ def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     Raises:
         ValueError: if the model is of a kind that this cannot be exact for.
     """
-    undo = _switch(model)
-    try:
+    with _switch(model):
         yield model
-    finally:
-        undo()
 
 
 PROBE_TOKENS = 16
@@ -151,28 +162,37 @@ def _probe_plain(model: PreTrainedModel) -> Tensor:
 
 
 @torch.inference_mode()
-def _probe_stream(model: PreTrainedModel, plain: Tensor) -> None:
-    """Refuse a model for which our attention, our rotation or a plain head would silently be wrong."""
-    ids = _probe_ids(model)
+def _probe_rotary(model: PreTrainedModel, inv_freq: Tensor, plain: Tensor, current: Current) -> Rotary:
+    """Return how the model rotates, by trying.
 
-    def stream(chunk: int, **geometry: int) -> Tensor:
-        cache = SinkCache(model.config, **geometry)
-        hidden = [
-            model.base_model(part, past_key_values=cache).last_hidden_state for part in ids.split(chunk, 1)
-        ]
-        logits: Tensor = model.get_output_embeddings()(torch.cat(hidden, dim=1))
-        return logits
-
+    Raises:
+        ValueError: if our attention, our rotation or a plain head would silently be wrong for this model.
+    """
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
-    dense = stream(PROBE_TOKENS, n_sink=2, window_size=PROBE_TOKENS)
-    once = stream(PROBE_TOKENS, n_sink=2, window_size=4)
-    rebased = stream(4, n_sink=2, window_size=4, position_limit=0)
-    for ours, theirs, what in (
-        (dense, plain, "its attention or its head has parts that are not known here"),
-        (rebased, once, "it rotates queries and keys in a way that is not known here"),
-    ):
-        if (ours - theirs).norm() > tolerance * theirs.norm():
-            raise ValueError(f"{type(model).__name__} cannot be scored exactly: {what}; {SUPPORTED}")
+    name = type(model).__name__
+    for rotary in (Rotary(inv_freq), Rotary(inv_freq, interleaved=True)):
+        hook = _hook(model, rotary, current)
+        try:
+            dense = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=PROBE_TOKENS)
+            once = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=4)
+            rebased = _probe_stream(model, 4, n_sink=2, window_size=4, position_limit=0)
+        finally:
+            hook.remove()
+        if (dense - plain).norm() > tolerance * plain.norm():
+            raise ValueError(f"{name} has an attention or a head that is not known here; {SUPPORTED}")
+        if (rebased - once).norm() <= tolerance * once.norm():
+            return rotary
+    raise ValueError(f"{name} rotates queries and keys in a way that is not known here; {SUPPORTED}")
+
+
+def _probe_stream(model: PreTrainedModel, chunk: int, **geometry: int) -> Tensor:
+    cache = SinkCache(model.config, **geometry)
+    hidden = [
+        model.base_model(part, past_key_values=cache).last_hidden_state
+        for part in _probe_ids(model).split(chunk, 1)
+    ]
+    logits: Tensor = model.get_output_embeddings()(torch.cat(hidden, dim=1))
+    return logits
 
 
 def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 
 def turn(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def llama_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int
             seen = cache.step(q, k, v, inv_freq, head_dim**-0.5)
             x = x + layer.self_attn.o_proj(seen.flatten())
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        losses.append(-model.lm_head(base.norm(x)).log_softmax(-1)[target])
+        losses.append(-model.get_output_embeddings()(base.norm(x)).log_softmax(-1)[target])
     return torch.stack(losses)
 
 
@@ -84,5 +85,73 @@ def neox_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int)
                 x = attended + layer.mlp(layer.post_attention_layernorm(x))
             else:
                 x = attended + layer.mlp(layer.post_attention_layernorm(attended))
-        losses.append(-model.embed_out(base.final_layer_norm(x)).log_softmax(-1)[target])
+        losses.append(-model.get_output_embeddings()(base.final_layer_norm(x)).log_softmax(-1)[target])
     return torch.stack(losses)
+
+
+class NaiveCache(Cache):
+    """The policy on any rotary model's own code, one token at a time: unrotated keys, in lists.
+
+    The model must be given position_ids = p(t), the query's place in the full-attention cache, and attend
+    with `naive_attention`. A layer with a sliding window keeps that window, at true distances.
+    """
+
+    def __init__(
+        self, windows: list[int | None], n_sink: int, window_size: int, inv_freq: Tensor, pairs: str
+    ):
+        super().__init__(layers=[])
+        self.rules = [(n_sink, window_size) if window is None else (0, window) for window in windows]
+        self.held = [[] for _ in windows]
+        self.capacity, self.inv_freq, self.pairs = n_sink + window_size, inv_freq.double(), pairs
+        self.n_seen = 0
+
+    @property
+    def place(self) -> int:
+        """Where the next query sits."""
+        return min(self.n_seen, self.capacity - 1)
+
+    def turn(self, x: Tensor, position: int) -> Tensor:
+        if self.pairs == "halves":
+            return turn(x, position, self.inv_freq)
+        order = torch.cat(
+            (torch.arange(0, 2 * len(self.inv_freq), 2), torch.arange(1, 2 * len(self.inv_freq), 2))
+        )
+        order = torch.cat((order, torch.arange(len(order), x.shape[-1])))
+        return turn(x[..., order], position, self.inv_freq)[..., order.argsort()]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_, **__) -> tuple[Tensor, Tensor]:
+        n_sink, window_size = self.rules[layer_idx]
+        held, place = self.held[layer_idx], self.place
+        held.append((self.turn(keys, -place), values))
+        if len(held) > n_sink + window_size:
+            del held[n_sink]
+        first = place - (len(held) - 1)  # 0 in a layer with sinks: the newest key is at the query
+        turned = [self.turn(key, first + i) for i, (key, _) in enumerate(held)]
+        return torch.cat(turned, dim=2), torch.cat([value for _, value in held], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.n_seen
+
+
+def naive_attention(module, query, key, value, attention_mask, scaling, **_):
+    """Softmax attention of one query over every key, in transformers' calling convention."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    weights = (query @ key.transpose(-2, -1) * scaling).softmax(-1)
+    return (weights @ value).transpose(1, 2), None
+
+
+def naive_logits(model, ids: Tensor, windows, n_sink: int, window_size: int, pairs: str = "halves") -> Tensor:
+    """Logits (1, T, V) of a rotary model that decodes ids (1, T) one by one under the policy."""
+    AttentionInterface.register("naive", naive_attention)
+    AttentionMaskInterface.register("naive", lambda *_, **__: None)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("naive")
+    cache = NaiveCache(windows, n_sink, window_size, model.base_model.rotary_emb.inv_freq, pairs)
+    logits = []
+    for token in ids[0]:
+        place = torch.tensor([[cache.place]])
+        logits.append(model(token[None, None], position_ids=place, past_key_values=cache).logits)
+        cache.n_seen += 1
+    model.set_attn_implementation(before)
+    return torch.cat(logits, dim=1)

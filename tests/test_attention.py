@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from streamlm.attention import attend, plan_stream, stream_attention, streaming_mask
 from streamlm.config import StreamConfig
-from streamlm.rope import rotate, rotation
+from streamlm.rope import Rotary, rotate, rotation
 
 HEAD_DIM = 8
 
@@ -43,9 +43,7 @@ def assert_blocks_match(n_tokens, block, n_sink, window_size, heads, n_rotary, s
     q, k, v = random_qkv(n_tokens, *heads, seed)
     inv_freq = frequencies(n_rotary)
     cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
-    fast = stream_attention(
-        rotated(q, inv_freq), rotated(k, inv_freq), v, cfg, inv_freq=inv_freq, block=block
-    )
+    fast = stream_attention(rotated(q, inv_freq), rotated(k, inv_freq), v, cfg, Rotary(inv_freq), block=block)
     slow = reference.attention(q, k, v, n_sink, window_size, inv_freq)
     assert_close(fast, slow, rtol=0, atol=1e-9)
 
@@ -79,7 +77,7 @@ def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, blo
     q, k, v = random_qkv(total)
     held = [*range(2), *range(n_past - cfg.window_size + 1, total)]
     plan = plan_stream(
-        cfg, n_past=n_past, n_new=n_new, inv_freq=inv_freq, dtype=q.dtype, shift=shift, block=block
+        cfg, Rotary(inv_freq), n_past=n_past, n_new=n_new, dtype=q.dtype, shift=shift, block=block
     )
     later = attend(
         rotated(q, inv_freq, shift, 2)[:, :, n_past:],
@@ -97,9 +95,9 @@ def test_bfloat16_error_is_at_most_twice_that_of_a_plain_bfloat16_attention():
     inv_freq = frequencies(4)
     cfg = StreamConfig(n_sink=2, window_size=99)  # nothing evicted: plain causal attention
     q, k = rotated(q, inv_freq), rotated(k, inv_freq)
-    exact = stream_attention(q, k, v, cfg, inv_freq=inv_freq)
+    exact = stream_attention(q, k, v, cfg, Rotary(inv_freq))
     narrow = [x.bfloat16() for x in (q, k, v)]
-    ours = stream_attention(*narrow, cfg, inv_freq=inv_freq)
+    ours = stream_attention(*narrow, cfg, Rotary(inv_freq))
     q, k, v = narrow[0], *(x.repeat_interleave(2, 1) for x in narrow[1:])
     future = torch.ones(64, 64, dtype=torch.bool).triu(1)
     scores = (q @ k.transpose(-2, -1) * HEAD_DIM**-0.5).masked_fill(future, -torch.inf)

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 
-# Top to bottom; what each may import from outside. `archives`, `text`, `gguf`, `experiment` and `summary` are
-# rooms of their own, so that an edit of one reruns only what depends on it.
+# Top to bottom; what each may import from outside. `steps`, `archives`, `text`, `gguf`, `experiment` and
+# `summary` are rooms of their own, so that an edit of one reruns only what depends on it.
 LAYERS = {
     "__init__": set(),
     "config": set(),
@@ -20,6 +20,7 @@ LAYERS = {
     "experiment": {"jsonschema", "yaml"},
     "rope": {"torch"},
     "attention": {"torch"},
+    "steps": {"torch"},
     "cache": {"torch", "transformers"},
     "models": {"torch", "transformers", "safetensors"},
     "archives": set(),
