@@ -1,7 +1,8 @@
 """How much faster a stream is scored in blocks than token by token: `python benchmarks/scoring.py`.
 
-Both score the same tokens of the same text with the same weights, threads and process, in float32, output
-layer included, loading excluded, in turns, so that a noisy neighbour meets both. The sequential side is
+Both score the same text with the same weights, threads and process, in float32, output layer included,
+loading excluded, in turns, so that a noisy neighbour meets both; of the tokens that are scored in blocks the
+sequential side scores a sample, the first ones behind a full cache. The sequential side is
 transformers' own: `DynamicCache`, holding 512 tokens at the start of every run of steps. Then the cost per
 token along one long stream.
 """

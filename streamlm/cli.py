@@ -1,9 +1,9 @@
 """The `streamlm` command: parse, call, print."""
 
 import sys
-from enum import StrEnum
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,10 @@ from streamlm import __version__
 if TYPE_CHECKING:
     import numpy as np
 
+# typer carries a click of its own, of whose errors it exports this one's children only.
+UsageError: Any = typer.BadParameter.__base__
+ROLES = ("wikitext", "pg19")  # as the workflow stores them in data/
+
 app = typer.Typer(
     name="streamlm",
     no_args_is_help=True,
@@ -19,23 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Method(StrEnum):
-    """What the cache keeps."""
-
-    dense = "dense"
-    window = "window"
-    streaming = "streaming"
-
-
-class Dtype(StrEnum):
-    """Number type of weights and arithmetic."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
 
 
 def _stream(
@@ -51,7 +38,9 @@ def _stream(
     if text is not None:
         name, documents = text.name, extract_documents({"kind": "path", "format": "text"}, text)
     else:
-        sample = read_sample(Path("data") / str(dataset_name) / "sample.json")
+        if dataset_name not in ROLES:
+            raise ValueError(f"unknown --dataset-name {dataset_name!r}; known are {', '.join(ROLES)}")
+        sample = read_sample(Path("data") / dataset_name / "sample.json")
         name, documents = sample.dataset, sample.documents
     return tokenise_documents(documents, model, add_bos=False, max_samples=max_samples), name
 
@@ -80,10 +69,13 @@ def evaluate(
     tokens: Annotated[Path | None, typer.Option(help="A .npy of int64 ids, scored as given.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many documents.")] = None,
     max_eval_tokens: Annotated[int | None, typer.Option(min=2, help="Score so many ids.")] = None,
-    method: Annotated[Method, typer.Option(help="What the cache keeps.")] = Method.streaming,
+    method: Annotated[
+        str,
+        typer.Option(help="dense, streaming, or window: as many tokens as streaming, but no sinks."),
+    ] = "streaming",
     n_sink: Annotated[int, typer.Option(help="First tokens kept.")] = 4,
     window_size: Annotated[int, typer.Option(help="Recent tokens kept, the current one included.")] = 1020,
-    dtype: Annotated[Dtype, typer.Option(help="Number type.")] = Dtype.float32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     baseline: Annotated[
         Path | None, typer.Option(help="Dense record of the same tokens (with its .npy), to compare with.")
@@ -95,19 +87,23 @@ def evaluate(
     from streamlm.perplexity import measure_perplexity
     from streamlm.records import read_losses, read_record, write_array, write_json
     from streamlm.stats import BootstrapConfig
-    from streamlm.summary import Run, score_line, with_baseline
+    from streamlm.summary import Run, check_baseline, score_line, with_baseline
 
+    _check_targets(per_token, output)
     ids, dataset = _stream(model_name, dataset_name, text, tokens, max_samples)
-    bootstrap = BootstrapConfig()
-    dense = None if baseline is None else Run(read_record(baseline), read_losses(baseline))
+    ids = ids[:max_eval_tokens]
+    bootstrap, dense = BootstrapConfig(), None
+    if baseline is not None:
+        dense = Run(read_record(baseline), read_losses(baseline))
+        check_baseline(dense, ids)
     record, losses = measure_perplexity(
         model_dir=model_name,
-        ids=ids[:max_eval_tokens],
+        ids=ids,
         dataset=dataset,
-        method=method.value,
+        method=method,
         n_sink=n_sink,
         window_size=window_size,
-        dtype=dtype.value,
+        dtype=dtype,
         device=device,
         bootstrap=bootstrap,
     )
@@ -120,9 +116,24 @@ def evaluate(
     typer.echo(score_line(record))
 
 
+def _check_targets(*targets: Path | None) -> None:
+    """Refuse, before hours of scoring, what could not be written after them."""
+    given = [target for target in targets if target is not None]
+    if len({target.resolve() for target in given}) < len(given):
+        raise ValueError(f"--per-token and --output both name {given[0]}; give each its own file")
+    for target in given:
+        if target.is_dir():
+            raise ValueError(f"{target} is a folder; name a file to write")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):  # shows whether the folder can be written
+            pass
+
+
 def main() -> None:
     """Run the command; a mistake of the caller is one line on stderr and exit status 1."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        sys.exit(f"streamlm: {error.format_message()}")
     except (ValueError, OSError) as error:
         sys.exit(f"streamlm: {error}")

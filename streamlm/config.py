@@ -1,4 +1,4 @@
-"""Frozen settings: the geometry of the cache, and the four methods that differ in nothing else."""
+"""Frozen settings: the geometry of the cache, and the methods, which differ in nothing else."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,8 @@ class StreamConfig:
 
     def within(self, n_tokens: int) -> "StreamConfig":
         """Return the smallest geometry that means the same for a stream of `n_tokens`."""
-        return StreamConfig(n_sink=min(self.n_sink, n_tokens), window_size=min(self.window_size, n_tokens))
+        n_sink = min(self.n_sink, n_tokens - 1)
+        return StreamConfig(n_sink=n_sink, window_size=min(self.window_size, n_tokens - n_sink))
 
 
 def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -> StreamConfig:

@@ -55,7 +55,7 @@ def _source_files(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
         case "path" if path.is_file():
             yield path.name, path.read_bytes()
         case "path":
-            raise ValueError(f"no such file: {path}; correct `path` in the config")
+            raise ValueError(f"no such file: {path}")
         case kind:
             raise ValueError(f"unknown kind {kind!r} of source; use package or path")
 
@@ -106,7 +106,13 @@ def tokenise_documents(
     from transformers import AutoTokenizer
 
     text = "\n\n".join(document.text for document in documents[:max_samples])
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    if not (Path(tokenizer_dir) / "tokenizer.json").is_file():
+        raise ValueError(f"{tokenizer_dir} has no tokenizer.json; give a model folder with its tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower type
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the tokenizer in {tokenizer_dir} cannot be read: {reason}") from error
     bos = [tokenizer.bos_token_id] if add_bos else []
     if bos == [None]:
         raise ValueError(f"add_bos is true but the tokenizer in {tokenizer_dir} has no BOS; use false")
@@ -126,7 +132,7 @@ def read_tokens(path: Path) -> np.ndarray:
     """
     try:
         ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read token ids from {path}: {error}") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype != np.int64:
         raise ValueError(f"{path} must hold one row of int64 token ids")

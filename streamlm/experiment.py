@@ -13,12 +13,21 @@ Config = Mapping[str, Any]
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
 
 
+# JSON takes 4.0 for an integer; in a label or a size it is not.
+Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
 def check_config(config: Config) -> None:
     """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy."""
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
+    errors = Validator(schema).iter_errors(config)
     faults = [line for error in errors for line in _fault(error)]
-    faults = sorted(faults) or list(_contradictions(config))
+    faults = sorted(set(faults)) or list(_contradictions(config))
     if faults:
         raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in faults))
 
@@ -31,7 +40,7 @@ def _fault(error: jsonschema.ValidationError) -> Iterator[str]:
         case "additionalProperties":
             schema: Any = error.schema
             known = sorted(schema["properties"])
-            for name in sorted(set(value) - set(known)):
+            for name in sorted(set(value) - set(known), key=str):
                 yield f"{key}: unknown key {name!r}; known are {', '.join(known)}"
         case "required":
             yield f"{key}: {error.message.replace(' is a required property', ' is missing; add it')}"
@@ -55,6 +64,15 @@ def _contradictions(config: Config) -> Iterator[str]:
             if name not in config[kind]:
                 known = ", ".join(config[kind])
                 yield f"experiment: {name!r} is not under {kind}; use one of {known}, or add it there"
+    for kind in ("models", "corpora"):
+        for name, entry in config[kind].items():
+            path = entry["source"].get("path")
+            used = name == experiment["model"] or name in experiment["corpora"]
+            if used and path is not None and not Path(path).exists():
+                yield f"{kind}.{name}.source.path: there is no {path}; correct it or make it"
+    titles = [config["corpora"][name]["title"] for name in experiment["corpora"] if name in config["corpora"]]
+    for title in sorted({title for title in titles if titles.count(title) > 1}):
+        yield f"corpora: two are titled {title!r}; give each text a name of its own"
     for name, corpus in config["corpora"].items():
         if "format" not in corpus["source"]:
             yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
@@ -139,3 +157,14 @@ def model_folder(config: Config, name: str) -> str:
     if source["kind"] == "path" and not source["path"].endswith(".gguf"):
         return str(source["path"])
     return f"data/models/{name}"
+
+
+def model_files(config: Config, name: str) -> list[str]:
+    """Return the files of a user's own model folder, whose change must be noticed; none for one made here.
+
+    A folder's own time stamp does not tell when a file in it was overwritten.
+    """
+    folder = Path(model_folder(config, name))
+    if folder != Path(source_file(config, "models", name)):
+        return []
+    return [str(file) for file in sorted(folder.iterdir()) if file.suffix in {".json", ".safetensors"}]

@@ -1,6 +1,7 @@
 """Load a causal language model and prepare it for `SinkCache`."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _probe_plain(model: PreTrainedModel) -> Tensor:
     if not logits.isfinite().all():
         raise ValueError(
             f"{model.config._name_or_path}: the weights give logits that are not finite; "
-            f"the files are damaged, or {model.dtype} is too narrow for this model"
+            f"the files are damaged, or {str(model.dtype).removeprefix('torch.')} is too narrow for it"
         )
     return logits
 
@@ -210,11 +211,24 @@ def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
         with redirect_stderr(io.StringIO()):  # a bar per tensor, which fills log files
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"the model in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the model in {folder} cannot be read: {reason}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            names = sorted(map(str, report[kind]))
+            raise ValueError(
+                f"the weights in {folder} do not fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
+                f"such as {names[0]}; what is missing would be random numbers"
+            )
     model = model.to(device).eval()
     _switch(model)
     return model
@@ -237,6 +251,8 @@ def choose_device(name: str) -> str:
     """Return the torch device called `name`; "auto" is CUDA when present, else the CPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, mps, cuda or cuda:N")
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:

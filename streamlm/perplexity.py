@@ -58,7 +58,7 @@ def score_stream(
         ValueError: if there are fewer than two ids, or one is outside the vocabulary.
     """
     check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
-    cfg = cfg.within(len(ids))
+    cfg = cfg.within(len(ids) - 1)
     cache = SinkCache(
         model.config,
         n_sink=cfg.n_sink,
@@ -147,7 +147,7 @@ def measure_perplexity(
             f"{model_dir} are damaged, or {dtype} is too narrow for this model"
         )
     losses = losses.astype(np.float32)
-    caveats = notes(model, cfg, len(ids))
+    caveats = notes(model, cfg)
     for line in caveats:
         warnings.warn(line, stacklevel=2)
     record = {
@@ -160,7 +160,7 @@ def measure_perplexity(
         "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
         "confidence": bootstrap.confidence,
         "baseline": None,
-        **_outcome(losses, cache, runtime_sec, bootstrap),
+        **_outcome(losses, cfg, cache, runtime_sec, bootstrap),
         "tokens": {"count": len(ids), "scored": len(losses), "sha256": hash_ids(ids)},
         "warnings": caveats,
         "environment": {
@@ -175,7 +175,7 @@ def measure_perplexity(
 
 
 def _outcome(
-    losses: np.ndarray, cache: SinkCache, runtime_sec: float, bootstrap: BootstrapConfig
+    losses: np.ndarray, cfg: StreamConfig, cache: SinkCache, runtime_sec: float, bootstrap: BootstrapConfig
 ) -> dict[str, Any]:
     """Return the sections `streaming` (the measured method) and `metrics` of a record."""
     return {
@@ -185,7 +185,7 @@ def _outcome(
             "tokens_per_sec": len(losses) / runtime_sec,
             "kv_tokens": cache.n_held,
             "kv_bytes": cache.nbytes,
-            "after_eviction": after_token(losses, cache.cfg.capacity, bootstrap),
+            "after_eviction": after_token(losses, cfg.capacity, bootstrap),
         },
         "metrics": {
             "speedup": None,
@@ -195,13 +195,12 @@ def _outcome(
     }
 
 
-def notes(model: PreTrainedModel, cfg: StreamConfig, n_tokens: int) -> list[str]:
+def notes(model: PreTrainedModel, cfg: StreamConfig) -> list[str]:
     """Return what a reader of the numbers should be warned about."""
     trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    reach = min(cfg.capacity, n_tokens)
-    if trained is None or reach <= trained:
+    if trained is None or cfg.capacity <= trained:
         return []
-    return [f"queries see up to {reach} tokens, the model is trained to {trained}: expect higher losses"]
+    return [f"the capacity is {cfg.capacity} tokens, the model is trained to {trained}"]
 
 
 def use_threads(torch_threads: int | str) -> None:

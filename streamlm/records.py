@@ -31,6 +31,8 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         made = workshop / target.name
         yield made
         if target.is_dir():  # a rename cannot replace a folder that holds anything
+            if not made.is_dir():
+                raise ValueError(f"{target} is a folder; name a file to write")
             shutil.rmtree(target)
         made.replace(target)
     finally:
@@ -70,7 +72,7 @@ def read_record(path: Path | str) -> Record:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"there is no record {path}") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds no record: a JSON object was expected")
@@ -78,8 +80,16 @@ def read_record(path: Path | str) -> Record:
 
 
 def read_losses(record_path: Path | str) -> np.ndarray:
-    """Return the per-token losses beside a record, (N-1,) float32 in nats."""
-    losses: np.ndarray = np.load(Path(record_path).with_suffix(".npy"))
+    """Return the per-token losses beside a record, (N-1,) float32 in nats.
+
+    Raises:
+        ValueError: if they are missing or damaged.
+    """
+    path = Path(record_path).with_suffix(".npy")
+    try:
+        losses: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read the losses of {record_path} from {path}: {error}") from error
     return losses
 
 

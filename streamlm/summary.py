@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from streamlm.records import Record, read_losses, read_record
+from streamlm.records import Record, hash_ids, read_losses, read_record
 from streamlm.stats import BootstrapConfig, after_token, paired_increase
 
 
@@ -63,27 +63,52 @@ def common_tokens(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfi
     return {**described, **paired_increase(*tails, cfg)}
 
 
-def check_comparable(records: Sequence[Record]) -> None:
+def check_comparable(records: Sequence[Record], *, same_stream: bool = True) -> None:
     """Raise ValueError unless all records are of one model, stream, protocol and machine."""
     first = records[0]
     for record in records[1:]:
         for what, of in COMPARABLE.items():
-            if of(record) != of(first):
+            if of(record) != of(first) and (same_stream or what != STREAM):
                 raise ValueError(
                     f"records cannot be compared, their {what} differs: {of(first)!r} and {of(record)!r}; "
                     "measure both on the same stream and machine"
                 )
 
 
+STREAM = "stream of tokens"
 COMPARABLE: dict[str, Callable[[Record], Any]] = {
     "model": lambda record: record["model"],
-    "stream of tokens": lambda record: record["tokens"]["sha256"],
+    STREAM: lambda record: record["tokens"]["sha256"],
     "protocol": lambda record: record["protocol"],
     "dtype": lambda record: record["environment"]["dtype"],
     "device": lambda record: record["environment"]["device"],
     "processor": lambda record: record["environment"]["processor"],
     "thread count": lambda record: record["environment"]["torch_threads"],
 }
+
+
+def check_baseline(baseline: Run, ids: np.ndarray) -> None:
+    """Raise ValueError unless `baseline` is a whole dense run over exactly these token ids, (N,)."""
+    try:
+        record, nll = baseline.record, baseline.record["streaming"]["nll_nats"]
+        method, sha256 = record["method"], record["tokens"]["sha256"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the baseline is no record of `streamlm evaluate`: it lacks {error}") from error
+    if method != "dense":
+        raise ValueError(f"the baseline must be a dense record, got {method!r}")
+    if sha256 != hash_ids(ids):
+        raise ValueError("records cannot be compared, their stream of tokens differs")
+    mean = float(baseline.losses.mean(dtype=np.float64)) if len(baseline.losses) else float("nan")
+    if len(baseline.losses) != len(ids) - 1 or not abs(mean - nll) < 1e-6 * max(1, abs(nll)):
+        raise ValueError("the losses beside the baseline record are not the ones it was made of")
+
+
+def _check_evicts(run: Run, capacity: int) -> None:
+    if capacity >= len(run.losses):
+        raise ValueError(
+            f"nothing is evicted at capacity {capacity} in the {len(run.losses) + 1} tokens of "
+            f"{run.record['dataset']}; take a longer text, more tokens or smaller windows"
+        )
 
 
 def collect_result(runs: Mapping[str, Path | str], cfg: BootstrapConfig) -> Record:
@@ -95,6 +120,7 @@ def collect_result(runs: Mapping[str, Path | str], cfg: BootstrapConfig) -> Reco
     """
     read = {method: read_run(path) for method, path in runs.items()}
     first_token = read["streaming"].record["capacity"]
+    _check_evicts(read["dense"], first_token)
     filled = {method: with_baseline(run, read["dense"], first_token, cfg) for method, run in read.items()}
     kept = ("n_sink", "window_size", "capacity", "streaming", "metrics", "common", "warnings")
     return {
@@ -125,12 +151,10 @@ def collect_ablation(
     kept = ("dataset", "n_sink", "window_size", "capacity", "streaming", "metrics", "common")
     rows = []
     for run in read:
-        baseline = texts[run.record["tokens"]["sha256"]]
-        if first_token >= len(baseline.losses):
-            raise ValueError(
-                f"nothing is evicted at capacity {first_token} in {len(baseline.losses) + 1} tokens; "
-                "raise max_eval_tokens or take smaller windows"
-            )
+        baseline = texts.get(run.record["tokens"]["sha256"])
+        if baseline is None:
+            raise ValueError(f"no dense record has the stream of tokens of {run.record['dataset']}")
+        _check_evicts(baseline, first_token)
         record = with_baseline(run, baseline, first_token, cfg)
         rows.append({key: record[key] for key in kept})
     return {
@@ -153,6 +177,7 @@ def interval_text(mean: float, interval: Sequence[float], digits: int = 2) -> st
     return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
+FEW_BLOCKS = 10
 METHOD_NAMES = {"dense": "dense", "window": "window only", "streaming": "streaming (sinks + window)"}
 
 RESULT_HEADERS = (
@@ -232,7 +257,12 @@ def describe_setting(record: Record) -> str:
 
 
 def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -> str:
-    """Return `experiment_summary.md`: every number of the figures, and how to read it."""
+    """Return `experiment_summary.md`: every number of the figures, and how to read it.
+
+    Raises:
+        ValueError: if the results are of different models, protocols or machines.
+    """
+    check_comparable(results, same_stream=False)
     result = results[0]
     parts = [
         "# What sinks + window lose and save",
@@ -255,4 +285,8 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
             "capacity.",
             tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
         ]
+    judged = [result["common"] for result in results]
+    judged += [row["common"] for ablation in ablations for row in ablation["rows"]]
+    if min(part["interval_blocks"] for part in judged) < FEW_BLOCKS:
+        parts.insert(2, "**Intervals from fewer than ten blocks are too narrow: score more tokens.**")
     return "\n\n".join(parts) + "\n"

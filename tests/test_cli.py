@@ -23,6 +23,8 @@ def place(tmp_path_factory):
     np.save(path / "ids.npy", np.arange(100, dtype=np.int64))
     np.save(path / "foreign.npy", np.array([1, 5000], dtype=np.int64))
     np.save(path / "floats.npy", np.ones(9))
+    (path / "empty.npy").touch()
+    (path / "empty.json").write_text("{}")
     return path
 
 
@@ -64,7 +66,20 @@ def test_evaluate_compares_with_a_dense_record(place):
     [
         (["--text", "text.txt", "--n-sink", "-1"], "n_sink must be >= 0, got -1"),
         (["--text", "text.txt", "--window-size", "0"], "window_size must be >= 1, got 0"),
-        (["--text", "text.txt", "--method", "steaming"], "steaming"),
+        (
+            ["--text", "text.txt", "--method", "steaming"],
+            "unknown method 'steaming'; known are dense",
+        ),
+        (["--text", "text.txt", "--n-sink", "x"], "valid integer"),
+        (["--text", "text.txt", "--max-eval-tokens", "1"], "greater than or equal to 2"),
+        (["--text", "text.txt", "--nsink", "1"], "No such option"),
+        (["--text", "text.txt", "--device", "meta"], "unknown device 'meta'; use auto, cpu"),
+        (["--text", "text.txt", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
+        (["--text", "text.txt", "--per-token", "never.json"], "both name never.json"),
+        (["--text", "text.txt", "--baseline", "empty.json"], "cannot read the losses of empty.json"),
+        (["--tokens", "empty.npy"], "cannot read token ids from empty.npy"),
+        (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),
         (["--text", "empty.txt"], "holds no text"),
         (["--text", "missing.txt"], "no such file: missing.txt"),
         (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
@@ -79,8 +94,23 @@ def test_mistake_is_reported_without_traceback_or_output(place, args, message):
     done = streamlm(place, "evaluate", "--model-name", "model", *args, "--output", "never.json")
     assert done.returncode != 0
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert not (place / "never.json").exists()
+
+
+def test_folder_named_as_output_keeps_what_it_holds(place):
+    done = streamlm(place, "evaluate", "--model-name", "model", "--text", "text.txt", "--output", "model")
+    assert done.returncode != 0
+    assert (place / "model" / "config.json").is_file()
+
+
+def test_baseline_with_other_losses_is_refused(place):
+    common = ("evaluate", "--model-name", "model", "--tokens", "ids.npy")
+    dense = streamlm(place, *common, "--method", "dense", "--output", "d.json", "--per-token", "d.npy")
+    assert dense.returncode == 0, dense.stderr
+    np.save(place / "d.npy", np.zeros(99, np.float32))
+    done = streamlm(place, *common, "--baseline", "d.json")
+    assert done.stderr.strip().endswith("are not the ones it was made of")
 
 
 def test_help_shows_an_example():

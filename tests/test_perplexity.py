@@ -6,12 +6,15 @@ import torch
 from conftest import VOCAB, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
 )
 
 from streamlm.cache import SinkCache
@@ -71,6 +74,9 @@ def test_a_window_longer_than_the_stream_is_the_dense_baseline(folder):
     assert record["capacity"] == 4 + 999_999
     assert record["metrics"]["compression_ratio"] == 0
     assert record["streaming"]["after_eviction"] is None
+    assert (
+        record["streaming"]["kv_bytes"] <= measure(folder, method="dense")[0]["streaming"]["kv_bytes"] * 1.1
+    )
     assert "trained to 64" in record["warnings"][0]
 
 
@@ -125,7 +131,16 @@ def test_result_fills_the_baseline_from_a_dense_record_of_the_same_tokens(folder
         dense.record["streaming"]["runtime_sec"] / streaming.record["streaming"]["runtime_sec"]
     )
     assert list(result["methods"]) == ["dense", "window", "streaming"]
-    assert "random ids" in experiment_summary([result], [])
+    summary = experiment_summary([result], [])
+    assert "random ids" in summary
+    assert "too narrow" in summary  # 167 tokens are not two blocks
+
+
+def test_text_that_never_fills_the_cache_is_refused(folder, tmp_path):
+    ids = IDS[:30]
+    runs = {name: stored(folder, tmp_path, name, method=name, ids=ids) for name in ("dense", "streaming")}
+    with pytest.raises(ValueError, match="nothing is evicted at capacity 32 in the 30 tokens of random ids"):
+        collect_result(runs, BOOTSTRAP)
 
 
 def test_records_of_other_tokens_or_machines_are_never_compared(folder, tmp_path):
@@ -163,6 +178,7 @@ def test_ablation_judges_every_row_on_the_tokens_past_the_largest_capacity(folde
         ({"ids": np.array([1])}, "at least 2 are needed"),
         ({"dtype": "int64"}, "unknown dtype 'int64'"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+        ({"device": "meta"}, "unknown device 'meta'"),
     ],
 )
 def test_bad_input_is_one_clear_line(folder, options, message):
@@ -257,3 +273,30 @@ def test_damaged_or_missing_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be read") as caught:
         load_model(tmp_path, dtype=torch.float32, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_or_add_a_tensor_are_refused(tmp_path):
+    """What is missing would be filled with random numbers, and scored."""
+    tiny_llama().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    for changed in (
+        {name: x for name, x in weights.items() if "layers.1.mlp.up_proj" not in name},
+        weights | {"model.layers.7.mlp.up_proj.weight": torch.ones(2)},
+    ):
+        save_file(changed, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"weights in .* do not fit its config") as caught:
+            load_model(tmp_path, dtype=torch.float32, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_head_that_is_not_plain_is_refused():
+    config = GraniteConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, logits_scaling=4.0,
+    )  # fmt: skip
+    with (
+        pytest.raises(ValueError, match="an attention or a head"),
+        prepare(GraniteForCausalLM(config).eval()),
+    ):
+        pass

@@ -121,6 +121,11 @@ def test_new_window_size_scores_once_per_text_and_draws(finished, edit):
     }  # fmt: skip
 
 
+def test_overwritten_weights_are_scored_again(finished, edit):
+    edit("data/smoke/model/config.json", "{", "{ ")
+    assert {"tokenise_corpus", "measure_perplexity"} <= set(planned(finished))
+
+
 def test_bad_config_is_reported_before_any_job(finished, edit):
     edit("configs/smoke.yaml", "n_sink: 4", "n_sinks: 4")
     done = snakemake(finished, "all")
@@ -168,3 +173,8 @@ def test_conda_environment_has_the_same_pins():
     pins = [line for line in (ROOT / "envs/requirements.txt").read_text().split("\n") if "==" in line]
     conda = yaml.safe_load((ROOT / "envs/streamlm.yaml").read_text())
     assert conda["dependencies"][-1] == {"pip": pins}
+
+
+def test_everything_the_readme_shows_is_there():
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).is_file(), link

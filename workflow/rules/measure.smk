@@ -4,6 +4,7 @@
 rule measure_perplexity:
     input:
         model=experiment.model_folder(config, MODEL),
+        model_files=experiment.model_files(config, MODEL),
         tokens=f"data/tokens/{MODEL}/{{corpus}}.npy",
     output:
         record=f"{RESULTS}/runs/{{corpus}}/{{label}}.json",

@@ -57,6 +57,7 @@ rule tokenise_corpus:
     input:
         sample="data/{corpus}/sample.json",
         model=lambda wildcards: experiment.model_folder(config, wildcards.model),
+        model_files=lambda wildcards: experiment.model_files(config, wildcards.model),
     output:
         "data/tokens/{model}/{corpus}.npy",
     log:
