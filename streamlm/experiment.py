@@ -14,7 +14,7 @@ SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "conf
 
 
 # JSON takes 4.0 for an integer; in a label or a size it is not.
-Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+Validator: Any = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
