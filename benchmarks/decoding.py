@@ -26,7 +26,7 @@ N_SINK = 4
 
 
 class Rerotating:
-    """Shift the window by one and turn all of it, as transformers' SinkCache did until 4.52."""
+    """Shift the window by one and turn all of it, as transformers' former SinkCache did."""
 
     def __init__(self, config, capacity, inv_freq):
         shape = (1, config.num_key_value_heads, capacity, config.head_dim)

@@ -129,7 +129,7 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return -1, as transformers says it of a cache that takes any number of tokens."""
         return -1
 
-    get_max_length = get_max_cache_shape  # its name since transformers 5.20
+    get_max_length = get_max_cache_shape  # its name in newer transformers, seen in 5.23
 
     def get_mask_sizes(self, query: Tensor | int) -> tuple[int, int]:
         """Return key count and offset as if nothing was evicted; a prepared model builds no mask of it."""

@@ -90,7 +90,7 @@ def rotary_frequencies(model: PreTrainedModel) -> Tensor:
     """Return the model's rotary inverse frequencies, (R,) in rad per position.
 
     Raises:
-        ValueError: if its positions are not rotary, or change with the length of the stream.
+        ValueError: if it has no rotary embedding, or several.
     """
     name = type(model).__name__
     rotary = [module for module in model.modules() if isinstance(getattr(module, "inv_freq", None), Tensor)]
