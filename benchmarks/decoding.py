@@ -20,7 +20,7 @@ from streamlm.cache import SinkCache
 from streamlm.models import load_model
 from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
-from streamlm.rope import Rotary, rotate, rotation
+from streamlm.rope import Rotary, rotation
 
 N_SINK = 4
 
@@ -31,11 +31,14 @@ class Rerotating:
     def __init__(self, config, capacity, inv_freq):
         shape = (1, config.num_key_value_heads, capacity, config.head_dim)
         self.layers = [(torch.randn(shape), torch.randn(shape)) for _ in range(config.num_hidden_layers)]
-        self.back = rotation(inv_freq, torch.tensor([-1]), torch.float32)
+        back = torch.full((capacity - N_SINK - 1,), -1)  # it held a table with a row per kept key
+        self.cos, self.sin = (x.repeat(1, 2) for x in rotation(inv_freq, back, torch.float32))
 
     def step(self, keys, values):
         for i, (old_keys, old_values) in enumerate(self.layers):
-            kept = rotate(old_keys[:, :, N_SINK + 1 :], *self.back)
+            kept = old_keys[:, :, N_SINK + 1 :]
+            a, b = kept.chunk(2, dim=-1)
+            kept = kept * self.cos + torch.cat((-b, a), dim=-1) * self.sin
             self.layers[i] = (
                 torch.cat((old_keys[:, :, :N_SINK], kept, keys), dim=2),
                 torch.cat((old_values[:, :, :N_SINK], old_values[:, :, N_SINK + 1 :], values), dim=2),
@@ -80,6 +83,7 @@ def time_updates(config, inv_freq, capacity, repeats, steps=8):
         for name, cache in caches.items():
             if name == "Growing":
                 cache.cache.crop(capacity)
+            cache.step(one, one)  # warms up
             start = time.perf_counter()
             for _ in range(steps):
                 cache.step(one, one)

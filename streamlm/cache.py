@@ -7,10 +7,11 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from streamlm.attention import QUERY_BLOCK, DecodePlan
+from streamlm.attention import QUERY_BLOCK
 from streamlm.config import StreamConfig
-from streamlm.rope import Rotary, rotate, rotation
-from streamlm.steps import CacheStep, LayerStep, Padding
+from streamlm.rope import Rotary, rotation
+from streamlm.steps import CacheStep, ChunkStep, DecodeStep, Padding
+from streamlm.storage import Store, kind
 
 # The model is given positions below this, or below twice the capacity: at 16,384 a float32 angle is good to
 # 0.001 rad, at 4 M it is off by 0.064.
@@ -38,34 +39,30 @@ def put(x: Tensor, index: Tensor, new: Tensor) -> None:
 
 
 class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer: the sinks, and behind them a ring that is overwritten in place.
+    """One layer's rows of a `Store`, and how many tokens it has seen."""
 
-    ::
+    keys: Tensor  # (B, Hkv, capacity, D)
+    values: Tensor  # (B, Hkv, capacity, Dv)
+    sinks: Tensor  # (B, Hkv, n_sink, D) keys as written
 
-        slot   0 .. n_sink-1 | n_sink .. capacity-1
-        token  0 .. n_sink-1 | token u in slot n_sink + (u - n_sink) % window_size
-
-    Tokens are counted from the row's first real one. The keys in the sink slots are turned anew for every
-    decoding step, from the copy `sinks` that is never turned.
-    """
-
-    sinks: Tensor  # (B, Hkv, n_sink, D)
-
-    def __init__(self, cfg: StreamConfig, *, is_sliding: bool = False) -> None:
+    def __init__(
+        self, cfg: StreamConfig, stores: list[Store], n_alike: int, *, is_sliding: bool = False
+    ) -> None:
         super().__init__()
         self.cfg = cfg
+        self.stores = stores  # of the cache
+        self.n_alike = n_alike  # layers of this geometry
         self.is_sliding = is_sliding
         self.n_seen = 0
 
-    @torch.inference_mode(False)  # tensors born in inference mode could not be written outside it
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate `capacity` slots like `key_states` and `value_states`, (B, Hkv, T, D)."""
-
-        def slots(states: Tensor, count: int) -> Tensor:
-            return states.new_zeros(*states.shape[:2], count, states.shape[3])
-
-        self.keys, self.values = slots(key_states, self.cfg.capacity), slots(value_states, self.cfg.capacity)
-        self.sinks = slots(key_states, self.cfg.n_sink)
+        """Take a place in the store of layers like this one, for states like these (B, Hkv, T, D)."""
+        alike = (s for s in self.stores if s.cfg == self.cfg and s.like == kind(key_states))
+        store = next(alike, None)
+        if store is None:
+            store = Store(self.cfg, self.n_alike, key_states, value_states)
+            self.stores.append(store)
+        self.store, self.place = store, store.admit(self)
         self.is_initialized = True
 
     def update(
@@ -84,42 +81,43 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         Raises:
             ValueError: if the step was not planned, or the states are not like those that are held.
         """
-        if step is None or (step.n_past, step.n_new) != (self.n_seen, key_states.shape[2]):
+        batch, heads, n_new, size = key_states.shape
+        if step is None or step.n_past != self.n_seen or step.n_new != n_new:
             raise ValueError(UNPREPARED)
+        plan = step.layer(self.cfg, key_states.device)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._check(key_states)
-        plan = step.layer(self.cfg, key_states.device)
-        self.n_seen += step.n_new
-        if isinstance(plan.attention, DecodePlan):
-            put(self.keys, plan.slots, key_states)
-            put(self.values, plan.slots, value_states)
+            if isinstance(plan, DecodeStep):
+                self.store.open(plan, interleaved=False)  # no sinks yet
+        store, given = self.store, (batch, heads, size, key_states.dtype, key_states.device)
+        if given != store.like:
+            raise ValueError(
+                f"SinkCache holds (batch, heads, size, dtype, device) {store.like} and was given {given}; "
+                "use one cache per model and batch, or reset() it and change nothing else"
+            )
+        self.n_seen += n_new
+        if isinstance(plan, DecodeStep):
+            if key_states.requires_grad:
+                key_states, value_states = key_states.detach(), value_states.detach()
+            if isinstance(plan.slot, int):
+                store.key_slots[self.place].copy_(key_states)
+                store.value_slots[self.place].copy_(value_states)
+            else:
+                put(self.keys, plan.slot, key_states)
+                put(self.values, plan.slot, value_states)
+            if plan.n_held == self.cfg.capacity:
+                return self.keys, self.values
             return self.keys[:, :, : plan.n_held], self.values[:, :, : plan.n_held]
         keys = self._pass(self.keys, self.sinks, key_states, plan)
         values = self._pass(self.values, self.values[:, :, : self.cfg.n_sink], value_states, plan)
         return keys, values
 
-    def _pass(self, stored: Tensor, sinks: Tensor, new: Tensor, plan: LayerStep) -> Tensor:
+    def _pass(self, stored: Tensor, sinks: Tensor, new: Tensor, plan: ChunkStep) -> Tensor:
         sinks_after = take(torch.cat((sinks, new), dim=2), plan.sinks)
         seen = torch.cat((sinks_after, take(stored, plan.band), new), dim=2)
         sinks[:, :, : sinks_after.shape[2]].copy_(sinks_after.detach())
         put(stored, plan.slots, new[:, :, new.shape[2] - plan.slots.shape[-1] :])
         return seen
-
-    def _check(self, states: Tensor) -> None:
-        held = (self.keys.shape[0], self.keys.shape[1], self.keys.shape[3], self.keys.dtype, self.keys.device)
-        new = (states.shape[0], states.shape[1], states.shape[3], states.dtype, states.device)
-        if held != new:
-            raise ValueError(
-                f"SinkCache holds (batch, heads, size, dtype, device) {held} and was given {new}; "
-                "use one cache per model and batch, or reset() it and change nothing else"
-            )
-
-    def turn_ring(self, cos: Tensor, sin: Tensor, *, interleaved: bool) -> None:
-        """Turn the keys behind the sinks in place, in the precision of `cos`."""
-        if self.is_initialized:
-            ring = self.keys[:, :, self.cfg.n_sink :]
-            ring.copy_(rotate(ring, cos.to(ring.device), sin.to(ring.device), interleaved=interleaved))
 
     def get_seq_length(self) -> int:
         """Return the number of tokens seen, not held; left pads count."""
@@ -138,19 +136,6 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget the stream; the memory stays."""
         self.n_seen = 0
-
-    @torch.inference_mode(False)
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order, at the same addresses if their number stays."""
-        if self.is_initialized:
-            self.keys, self.values, self.sinks = (
-                _select(x, rows.to(x.device)) for x in (self.keys, self.values, self.sinks)
-            )
-
-
-def _select(x: Tensor, rows: Tensor) -> Tensor:
-    chosen = x.index_select(0, rows)
-    return x.copy_(chosen) if len(rows) == len(x) else chosen
 
 
 class SinkCache(Cache):  # type: ignore[misc]
@@ -183,19 +168,21 @@ class SinkCache(Cache):  # type: ignore[misc]
         query_block: int = QUERY_BLOCK,
     ) -> None:
         self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
+        self.stores: list[Store] = []
+        windows = layer_windows(config)
+        self.geometries = tuple(
+            self.cfg if window is None else StreamConfig(n_sink=0, window_size=window) for window in windows
+        )
         layers = [
-            SinkLayer(self.cfg)
-            if window is None
-            else SinkLayer(StreamConfig(n_sink=0, window_size=window), is_sliding=True)
-            for window in layer_windows(config)
+            SinkLayer(cfg, self.stores, self.geometries.count(cfg), is_sliding=window is not None)
+            for cfg, window in zip(self.geometries, windows, strict=True)
         ]
-        self.capacity = max(layer.cfg.capacity for layer in layers)
+        self.capacity = max(cfg.capacity for cfg in self.geometries)
         self.position_limit = max(position_limit, 2 * self.capacity)
         self.query_block = query_block
         self.shift = 0  # token t was rotated as position t - shift
         self.step: CacheStep | None = None
         self.padding = Padding()
-        self._stacks: list[tuple[StreamConfig, Tensor, list[Tensor]]] | None = None
         super().__init__(layers=layers)
 
     def begin(self, n_new: int, rotary: Rotary, dtype: torch.dtype, mask: Tensor | None) -> CacheStep:
@@ -214,14 +201,18 @@ class SinkCache(Cache):  # type: ignore[misc]
             n_past=n_past,
             n_new=n_new,
             shift=self.shift,
-            geometries=tuple(layer.cfg for layer in self.layers),
+            geometries=self.geometries,
             padding=self.padding,
             rotary=rotary,
             dtype=dtype,
             block=self.query_block,
         )
-        if self.step.is_decoding(self.cfg):
-            self._turn_sinks(n_past, rotary, dtype)
+        for store in self.stores:
+            if len(store.holders) < store.n_layers:
+                store.trim()
+            plan = self.step.layer(store.cfg, store.device)
+            if isinstance(plan, DecodeStep):
+                store.open(plan, interleaved=rotary.interleaved)
         return self.step
 
     def _rebase(self, n_past: int, n_new: int, rotary: Rotary, dtype: torch.dtype) -> None:
@@ -232,38 +223,9 @@ class SinkCache(Cache):  # type: ignore[misc]
         shift = n_past - (self.capacity - 1)
         back = torch.tensor([self.shift - shift], device=rotary.inv_freq.device)
         cos, sin = rotation(rotary.inv_freq, back, dtype)
-        for layer in self.layers:
-            layer.turn_ring(cos, sin, interleaved=rotary.interleaved)
+        for store in self.stores:
+            store.turn_ring(cos, sin, interleaved=rotary.interleaved)
         self.shift = shift
-
-    def _turn_sinks(self, n_past: int, rotary: Rotary, dtype: torch.dtype) -> None:
-        """Turn the sinks of all layers to where query `n_past` must see them, from untouched copies."""
-        if self._stacks is None:
-            self._stacks = self._stack_sinks()
-        for cfg, sinks, slots in self._stacks:
-            pads = torch.zeros(1, dtype=torch.int64) if self.padding.pads is None else self.padding.pads
-            pads = pads.to(sinks.device)
-            turn = (n_past - self.shift) - (n_past - pads).clamp(max=cfg.capacity - 1) - pads  # (1,) or (B,)
-            cos, sin = rotation(rotary.inv_freq.to(sinks.device), turn[:, None, None], dtype)  # (B, 1, 1, R)
-            turned = rotate(sinks, cos, sin, interleaved=rotary.interleaved)  # (L, B, Hkv, n_sink, D)
-            for slot, keys in zip(slots, turned.unbind(), strict=True):
-                slot.copy_(keys)
-
-    @torch.inference_mode(False)
-    def _stack_sinks(self) -> list[tuple[StreamConfig, Tensor, list[Tensor]]]:
-        """Lay the sinks of like layers side by side, (L, B, Hkv, n_sink, D), so that one turn does all."""
-        alike: dict[Any, list[SinkLayer]] = {}
-        for layer in self.layers:
-            if layer.cfg.n_sink:
-                key = (layer.cfg, layer.sinks.shape, layer.sinks.device, layer.sinks.dtype)
-                alike.setdefault(key, []).append(layer)
-        stacks = []
-        for layers in alike.values():
-            cfg, sinks = layers[0].cfg, torch.stack([layer.sinks for layer in layers])
-            for layer, own in zip(layers, sinks.unbind(), strict=True):
-                layer.sinks = own
-            stacks.append((cfg, sinks, [layer.keys[:, :, : cfg.n_sink] for layer in layers]))
-        return stacks
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -280,10 +242,9 @@ class SinkCache(Cache):  # type: ignore[misc]
         self.padding = Padding()
 
     def _select(self, rows: Tensor) -> None:
-        for layer in self.layers:
-            layer.select(rows)
+        for store in self.stores:
+            store.select(rows)
         self.padding.select(rows)
-        self._stacks = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, as beam search asks."""
@@ -309,7 +270,7 @@ class SinkCache(Cache):  # type: ignore[misc]
         """
         n_seen = self.get_seq_length()
         kept = n_seen + max_length if max_length <= 0 else min(max_length, n_seen)
-        if kept < n_seen and n_seen - self.padding.least > min(layer.cfg.capacity for layer in self.layers):
+        if kept < n_seen and n_seen - self.padding.least > min(cfg.capacity for cfg in self.geometries):
             raise ValueError(
                 f"SinkCache cannot go back from {n_seen} to {kept} tokens: the window has dropped what the "
                 "shorter stream would see; use a larger window, or decode without an assistant"
@@ -326,13 +287,7 @@ class SinkCache(Cache):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Bytes in memory: keys and values of every slot, and the unrotated sink keys."""
-        tensors = [
-            x
-            for layer in self.layers
-            if layer.is_initialized
-            for x in (layer.keys, layer.values, layer.sinks)
-        ]
-        return sum(x.nbytes for x in tensors)
+        return sum(store.nbytes for store in self.stores)
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:

@@ -56,6 +56,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
         a, b = turning[..., ::2], turning[..., 1::2]
     else:
         a, b = turning[..., :n_rotary], turning[..., n_rotary:]
-    a, b = (a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)
-    turned = torch.stack((a, b), dim=-1).flatten(-2) if interleaved else torch.cat((a, b), dim=-1)
-    return torch.cat((turned, x[..., 2 * n_rotary :]), dim=-1)
+    a, b = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+    turned = (torch.stack((a, b), dim=-1).flatten(-2),) if interleaved else (a, b)
+    return torch.cat([*(part.to(x.dtype) for part in turned), x[..., 2 * n_rotary :]], dim=-1)

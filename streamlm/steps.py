@@ -1,24 +1,41 @@
 """One pass of new tokens through a cache of sinks + window: slots, positions, pads, planned once."""
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from streamlm.attention import DecodePlan, StreamPlan, plan_stream
 from streamlm.config import StreamConfig
-from streamlm.rope import Rotary
+from streamlm.rope import Rotary, rotation
+
+Place = TypeVar("Place", int, Tensor)
+
+
+def slot_of(token: Place, cfg: StreamConfig) -> Place:
+    """Return the ring slot of a token behind the sinks, by its place in its row."""
+    return cfg.n_sink + (token - cfg.n_sink) % cfg.window_size
 
 
 @dataclass(frozen=True)
-class LayerStep:
-    """One pass of new tokens through the layers of one geometry on one device."""
+class DecodeStep:
+    """One token per row, behind the sinks of every row, through the layers of one geometry on one device."""
 
-    attention: StreamPlan | DecodePlan
-    slots: Tensor  # (m,), or (B, m) where rows differ: where the last m new tokens go in the ring
-    sinks: Tensor  # (n,) or (B, n) sinks after a pass, as places in: stored sinks, then new tokens
-    band: Tensor  # (k,) or (B, k) slots of the past tokens of the band
+    attention: DecodePlan
+    slot: int | Tensor  # where the token goes; (B, 1) where rows differ
     n_held: int  # leading slots that hold a token of some row after this step
+    sink_turn: tuple[Tensor, Tensor] | None  # cos, sin (1 or B, 1, 1, R): the sinks as written to their place
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """A pass of any number of tokens through the layers of one geometry on one device."""
+
+    attention: StreamPlan
+    slots: Tensor  # (m,), or (B, m) where rows differ: where the last m new tokens go
+    sinks: Tensor  # (n,) or (B, n) sinks after the pass, as places in: stored sinks, then new tokens
+    band: Tensor  # (k,) or (B, k) slots of the past tokens of the band
 
 
 @dataclass
@@ -33,36 +50,41 @@ class CacheStep:
     rotary: Rotary
     dtype: torch.dtype  # of rotations, at least float32
     block: int  # queries per attention block
-    planned: dict[tuple[StreamConfig, torch.device], LayerStep] = field(default_factory=dict)
+    planned: dict[tuple[StreamConfig, torch.device], DecodeStep | ChunkStep] = field(default_factory=dict)
 
-    def layer(self, cfg: StreamConfig, device: torch.device) -> LayerStep:
+    def layer(self, cfg: StreamConfig, device: torch.device) -> DecodeStep | ChunkStep:
         """Return the plan of the layers with this geometry on this device."""
-        key = (cfg, device)
-        if key not in self.planned:
-            self.planned[key] = self._plan(cfg, device)
-        return self.planned[key]
+        plan = self.planned.get((cfg, device))
+        if plan is None:
+            make = self._decode if self.is_decoding(cfg) else self._chunk
+            plan = self.planned[cfg, device] = make(cfg, device)
+        return plan
 
-    def _plan(self, cfg: StreamConfig, device: torch.device) -> LayerStep:
+    def _decode(self, cfg: StreamConfig, device: torch.device) -> DecodeStep:
+        padding, last, visible = self.padding, cfg.capacity - 1, None
+        n_held = min(self.n_past + 1 - padding.least, cfg.capacity)
+        slot: int | Tensor
+        if padding.pads is None:
+            slot = slot_of(self.n_past, cfg)
+            turn = torch.tensor([self.n_past - min(self.n_past, last) - self.shift], device=device)
+        else:
+            place = self.n_past - padding.pads.to(device)  # (B,)
+            slot = slot_of(place, cfg)[:, None]
+            turn = place - place.clamp(max=last) - self.shift
+            if self.n_past - padding.most < last:
+                visible = (torch.arange(n_held, device=device) <= place[:, None])[:, None, None]
+        sink_turn = None
+        if cfg.n_sink:
+            sink_turn = rotation(self.rotary.inv_freq.to(device), turn[:, None, None], self.dtype)
+        return DecodeStep(DecodePlan(visible), slot, n_held, sink_turn)
+
+    def _chunk(self, cfg: StreamConfig, device: torch.device) -> ChunkStep:
         padding, end = self.padding, self.n_past + self.n_new
         pads = None if padding.pads is None else padding.pads.to(device)
 
-        def tokens(start: int, stop: int) -> Tensor:  # row positions, (n,) or (B, n)
-            positions = torch.arange(start, max(start, stop), device=device)
-            return positions if pads is None else positions - pads[:, None]
-
-        def ring(row_positions: Tensor) -> Tensor:
-            return cfg.n_sink + (row_positions - cfg.n_sink) % cfg.window_size
-
-        n_held = min(end - padding.least, cfg.capacity)
-        slots = ring(tokens(max(self.n_past, end - cfg.window_size), end))
-        nothing = slots[..., :0]
-        if self.is_decoding(cfg):
-            visible = None
-            if pads is not None and end - padding.most < cfg.capacity:
-                held = torch.arange(n_held, device=device) < (end - pads)[:, None]
-                visible = held[:, None, None]  # (B, 1, 1, n_held)
-            # A sliding layer has no sink slots; any other decoding step is past its sinks.
-            return LayerStep(DecodePlan(visible), slots, nothing, nothing, n_held)
+        def slots(start: int, stop: int) -> Tensor:  # of tokens, (n,) or (B, n)
+            tokens = torch.arange(start, max(start, stop), device=device)
+            return slot_of(tokens if pads is None else tokens - pads[:, None], cfg)
 
         plan = plan_stream(
             cfg,
@@ -80,7 +102,12 @@ class CacheStep:
             born = sinks if pads is None else sinks + pads[:, None]
             sinks = torch.where(born < self.n_past, sinks, cfg.n_sink + born - self.n_past)
             sinks = sinks.clamp(max=cfg.n_sink + self.n_new - 1)  # not born yet, and hidden
-        return LayerStep(plan, slots, sinks, ring(tokens(plan.first_band, self.n_past)), n_held)
+        return ChunkStep(
+            attention=plan,
+            slots=slots(max(self.n_past, end - cfg.window_size), end),
+            sinks=sinks,
+            band=slots(plan.first_band, self.n_past),
+        )
 
     def positions(self, device: torch.device) -> Tensor:
         """Return the bounded positions that the model is to rotate with, (1, T)."""

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 
-# Top to bottom; what each may import from outside. `steps`, `archives`, `text`, `gguf`, `experiment` and
+# Top to bottom; what each may import from outside. `steps`, `storage`, `archives`, `text`, `gguf`, `experiment` and
 # `summary` are rooms of their own, so that an edit of one reruns only what depends on it.
 LAYERS = {
     "__init__": set(),
@@ -21,6 +21,7 @@ LAYERS = {
     "rope": {"torch"},
     "attention": {"torch"},
     "steps": {"torch"},
+    "storage": {"torch"},
     "cache": {"torch", "transformers"},
     "models": {"torch", "transformers", "safetensors"},
     "archives": set(),
