@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow smoke publish clean
+.PHONY: all env test test-latest test-slow smoke bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -54,10 +54,24 @@ smoke: env
 	snakemake all --quiet --configfile configs/smoke.yaml
 	@echo "All is well: the whole workflow ran on a tiny random model; see results/smoke/figures."
 
+# Half an hour in which nothing else should run.
+OLD := .venv-attention-sinks
+
+$(OLD)/.ready: envs/requirements-attention-sinks.txt
+	$(PYTHON) -m venv --clear $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-attention-sinks.txt
+	touch $@
+
+bench-decoding: env $(OLD)/.ready
+	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy
+	python benchmarks/decoding.py --theirs $(OLD)/bin/python | tee benchmarks/decoding.txt
+	python benchmarks/plot_decoding.py
+
 # What the README shows, from your own run.
 publish: all
 	mkdir -p docs/results
 	cp results/figures/*.png results/experiment_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV) $(LATEST)
+	rm -rf $(VENV) $(LATEST) $(OLD)

@@ -1,48 +1,41 @@
-"""What a decoding step costs at a full cache: `python benchmarks/decoding.py`.
+"""What a decoding step costs at a full cache: `make bench-decoding`.
 
-First the cache alone, with the shapes of the packaged model: our ring, concatenation as `DynamicCache`
-does it, and turning the whole window at every token as transformers' former `SinkCache` did. Then the whole
-model, ours against `DynamicCache` holding as many tokens. All in one process, in turns, so that a noisy
-neighbour meets all.
+1. The cache alone, with the shapes of the packaged model: our store, concatenation as `DynamicCache` does it,
+   and turning the whole window at every token as transformers' former `SinkCache` did.
+2. The whole model: ours, `DynamicCache` holding as many tokens, and the PyPI package `attention-sinks`, which
+   runs in an environment and a process of its own on the same weights, text and threads. Its losses first:
+   both keep the same tokens.
+3. A long generation with our cache: time and resident memory of every token.
+
+All that is compared is timed in turns, so that a noisy neighbour meets all; a ratio is taken within a turn.
+Prints the tables and writes everything to a JSON file, which `plot_decoding.py` draws.
 """
 
 import argparse
+import json
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
+from scipy.stats import theilslopes
+from tabulate import tabulate
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.utils.logging import disable_progress_bar
 
 from streamlm.cache import SinkCache
-from streamlm.models import load_model
+from streamlm.models import load_model, model_title
 from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
 from streamlm.rope import Rotary, rotation
 
 N_SINK = 4
-
-
-class Rerotating:
-    """Shift the window by one and turn all of it, as transformers' former SinkCache did."""
-
-    def __init__(self, config, capacity, inv_freq):
-        shape = (1, config.num_key_value_heads, capacity, config.head_dim)
-        self.layers = [(torch.randn(shape), torch.randn(shape)) for _ in range(config.num_hidden_layers)]
-        back = torch.full((capacity - N_SINK - 1,), -1)  # it held a table with a row per kept key
-        self.cos, self.sin = (x.repeat(1, 2) for x in rotation(inv_freq, back, torch.float32))
-
-    def step(self, keys, values):
-        for i, (old_keys, old_values) in enumerate(self.layers):
-            kept = old_keys[:, :, N_SINK + 1 :]
-            a, b = kept.chunk(2, dim=-1)
-            kept = kept * self.cos + torch.cat((-b, a), dim=-1) * self.sin
-            self.layers[i] = (
-                torch.cat((old_keys[:, :, :N_SINK], kept, keys), dim=2),
-                torch.cat((old_values[:, :, :N_SINK], old_values[:, :, N_SINK + 1 :], values), dim=2),
-            )
+OURS, DYNAMIC, THEIRS = "SinkCache", "DynamicCache", "attention-sinks 0.4.0"
+CONCATENATE, TURN_ALL = "concatenating", "turning the window"
+RUN = 100  # tokens; of the long generation, medians of such runs are kept
 
 
 class Ours:
@@ -59,7 +52,7 @@ class Ours:
             self.cache.update(keys, values, i)
 
 
-class Growing:
+class Concatenating:
     """transformers' DynamicCache."""
 
     def __init__(self, config, capacity, inv_freq):
@@ -73,57 +66,201 @@ class Growing:
             self.cache.update(keys, values, i)
 
 
+class TurningAll:
+    """Shift the window by one and turn all of it, as transformers' former SinkCache did."""
+
+    def __init__(self, config, capacity, inv_freq):
+        shape = (1, config.num_key_value_heads, capacity, config.head_dim)
+        self.layers = [(torch.randn(shape), torch.randn(shape)) for _ in range(config.num_hidden_layers)]
+        back = torch.full((capacity - N_SINK - 1,), -1)  # it held a table with a row for every kept key
+        self.cos, self.sin = (x.repeat(1, 2) for x in rotation(inv_freq, back, torch.float32))
+
+    def step(self, keys, values):
+        for i, (old_keys, old_values) in enumerate(self.layers):
+            kept = old_keys[:, :, N_SINK + 1 :]
+            a, b = kept.chunk(2, dim=-1)
+            kept = kept * self.cos + torch.cat((-b, a), dim=-1) * self.sin
+            self.layers[i] = (
+                torch.cat((old_keys[:, :, :N_SINK], kept, keys), dim=2),
+                torch.cat((old_values[:, :, :N_SINK], old_values[:, :, N_SINK + 1 :], values), dim=2),
+            )
+
+
 @torch.inference_mode()
-def time_updates(config, inv_freq, capacity, repeats, steps=8):
-    """Return milliseconds per step of each cache, (repeats,) by name."""
-    caches = {kind.__name__: kind(config, capacity, inv_freq) for kind in (Ours, Growing, Rerotating)}
+def time_updates(config, inv_freq, capacity, repeats, steps=16):
+    """Return milliseconds per step of each cache, a list of `repeats` by name."""
+    caches = {
+        OURS: Ours(config, capacity, inv_freq),
+        CONCATENATE: Concatenating(config, capacity, inv_freq),
+        TURN_ALL: TurningAll(config, capacity, inv_freq),
+    }
     one = torch.randn(1, config.num_key_value_heads, 1, config.head_dim)
     times = {name: [] for name in caches}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
+        caches[CONCATENATE].cache.crop(capacity)
         for name, cache in caches.items():
-            if name == "Growing":
-                cache.cache.crop(capacity)
             cache.step(one, one)  # warms up
             start = time.perf_counter()
             for _ in range(steps):
                 cache.step(one, one)
             times[name].append(1e3 * (time.perf_counter() - start) / steps)
-    return {name: np.array(values[1:]) for name, values in times.items()}  # the first run warms up
+    return times
+
+
+class InProcess:
+    """A model of ours or of transformers', stepped along the stream with its cache full."""
+
+    def __init__(self, model, cache, stream, fill):
+        self.model, self.cache, self.stream, self.place = model, cache, stream, fill
+        model(stream[:, :fill], past_key_values=cache)
+
+    def steps(self, count):
+        """Return milliseconds per token, greedy choice included."""
+        begin = time.perf_counter()
+        for t in range(self.place, self.place + count):
+            self.model(self.stream[:, t : t + 1], past_key_values=self.cache).logits[:, -1].argmax(-1)
+        self.place += count
+        return 1e3 * (time.perf_counter() - begin) / count
+
+
+class Growing(InProcess):
+    """DynamicCache, cut back before every run so that it holds as many tokens as ours on average."""
+
+    def steps(self, count):
+        """See `InProcess.steps`."""
+        self.cache.crop(self.place - count // 2)
+        ms = super().steps(count)
+        self.place -= count
+        return ms
+
+
+class Worker:
+    """attention-sinks in a process of its own; waits without work between commands."""
+
+    def __init__(self, python, model, tokens):
+        script = Path(__file__).parent / "attention_sinks_worker.py"
+        threads = str(torch.get_num_threads())
+        command = [python, script, "--model", model, "--tokens", tokens, "--threads", threads]
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, **command):
+        """Send a command; return the answer."""
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("the attention-sinks process ended; run it by hand to see why")
+        return json.loads(answer)
+
+    def steps(self, count):
+        """See `InProcess.steps`."""
+        return self.ask(do="steps", count=count)
 
 
 @torch.inference_mode()
-def time_model(model, cache, stream, start, steps):
-    """Return milliseconds per decoded token, greedy choice included."""
-    begin = time.perf_counter()
-    for t in range(start, start + steps):
-        model(stream[:, t : t + 1], past_key_values=cache).logits[:, -1].argmax(-1)
-    return 1e3 * (time.perf_counter() - begin) / steps
+def time_decoding(ours, plain, worker, stream, capacity, repeats, steps=16):
+    """Return milliseconds per token of the three, a list of `repeats` by name."""
+    worker.ask(do="load", window=capacity - N_SINK - 1)  # trims after the step: one less of ours
+    worker.ask(do="fill", stop=capacity)
+    sides = {
+        OURS: InProcess(ours, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
+        DYNAMIC: Growing(plain, DynamicCache(config=plain.config), stream, capacity),
+        THEIRS: worker,
+    }
+    times = {name: [] for name in sides}
+    for turn in tqdm(range(repeats + 1), unit="turn", disable=None):
+        for name, side in sides.items():
+            ms = side.steps(steps)
+            if turn:  # the first warms up
+                times[name].append(ms)
+    return times
 
 
 @torch.inference_mode()
-def time_decoding(ours, theirs, stream, capacity, repeats, steps=24):
-    """Return milliseconds per token of our model and of DynamicCache, each (repeats,)."""
-    sink = SinkCache(ours.config, N_SINK, capacity - N_SINK)
-    dynamic = DynamicCache(config=theirs.config)
-    ours(stream[:, : capacity + 1], past_key_values=sink)
-    theirs(stream[:, :capacity], past_key_values=dynamic)
-    mine, other = [], []
-    for _ in tqdm(range(repeats + 1), unit="repeat", disable=None):
-        dynamic.crop(capacity)
-        other.append(time_model(theirs, dynamic, stream, capacity, steps))
-        mine.append(time_model(ours, sink, stream, sink.get_seq_length(), steps))
-    return np.array(mine[1:]), np.array(other[1:])
+def compare_losses(ours, worker, stream, capacity, count):
+    """Return the largest difference of the losses of `count` tokens decoded one by one, nats."""
+    worker.ask(do="load", window=capacity - N_SINK - 1)
+    theirs = worker.ask(do="losses", count=count)
+    cache = SinkCache(ours.config, N_SINK, capacity - N_SINK)
+    logits = [ours(stream[:, t : t + 1], past_key_values=cache).logits[:, -1] for t in range(count)]
+    losses = torch.nn.functional.cross_entropy(torch.cat(logits), stream[0, 1 : count + 1], reduction="none")
+    return float((losses - torch.tensor(theirs)).abs().max())
+
+
+class Marks(StoppingCriteria):
+    """Note time and resident memory after every token; never stop."""
+
+    def __init__(self, total):
+        self.seconds, self.bytes = [], []
+        self.process, self.bar = psutil.Process(), tqdm(total=total, unit="token", disable=None)
+
+    def __call__(self, input_ids, scores, **_):
+        self.seconds.append(time.perf_counter())
+        self.bytes.append(self.process.memory_info().rss)
+        self.bar.update()
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@torch.inference_mode()
+def measure_long(model, stream, capacity, n_tokens):
+    """Return time and resident memory along one long `generate`, and their trends."""
+    cache, marks = SinkCache(model.config, N_SINK, capacity - N_SINK), Marks(n_tokens)
+    prompt = stream[:, :capacity]
+    model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        past_key_values=cache,
+        max_new_tokens=n_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([marks]),
+    )
+    step_ms = 1e3 * np.diff(marks.seconds)
+    whole = len(step_ms) // RUN * RUN
+    times = np.median(step_ms[:whole].reshape(-1, RUN), axis=1)
+    memory = np.array(marks.bytes)[1 : whole + 1].reshape(-1, RUN).max(axis=1) / 2**20
+    thousands = RUN / 1000 * (np.arange(len(times)) + 0.5)
+    return {
+        "tokens_thousands": thousands.tolist(),
+        "step_ms": times.tolist(),
+        "resident_mib": memory.tolist(),
+        "cache_bytes": cache.nbytes,
+        # Slope, then its 95 % interval, per thousand tokens.
+        "step_ms_trend": [float(theilslopes(times, thousands)[i]) for i in (0, 2, 3)],
+        "resident_mib_trend": [float(theilslopes(memory, thousands)[i]) for i in (0, 2, 3)],
+    }
 
 
 def spread(values, digits=2):
+    """Return median [least, most]."""
     return f"{np.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
+def table(by_capacity, names):
+    """Return a markdown table: each name's times, and how many times ours the others take."""
+    rows = []
+    for capacity, times in by_capacity.items():
+        ratios = [spread(np.array(times[name]) / np.array(times[OURS])) for name in names[1:]]
+        rows.append([capacity, *(spread(times[name]) for name in names), *ratios])
+    headers = ["held", *(f"{name}, ms" for name in names), *(f"{name} / ours" for name in names[1:])]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("data/models/smollm2-135m-instruct"))
     parser.add_argument("--tokens", type=Path, help="default: the model's wikitext tokens under data/")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--theirs", type=Path, required=True, help="python that has attention-sinks")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--losses", type=int, default=700, help="tokens on which losses are compared")
+    parser.add_argument("--long", type=int, default=20_000, help="tokens of the long generation")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/decoding.json"))
     options = parser.parse_args()
     tokens = options.tokens or Path("data/tokens") / options.model.name / "wikitext.npy"
     stream = torch.from_numpy(np.load(tokens))[None]
@@ -131,24 +268,36 @@ def main():
     disable_progress_bar()
     use_threads("auto")
     ours = load_model(options.model, dtype=torch.float32, device="cpu")
-    theirs = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
-    print(f"{options.model.name}, {N_SINK} sinks; median [least, most] of {options.repeats} runs")
+    plain = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    worker = Worker(options.theirs, options.model, tokens)
+    machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
+    about = f"{model_title(ours)}; {machine}; median [least, most] of {options.repeats} turns"
+    print(about)
 
-    print("\ncache update per step, ms:          ours | concatenating | turning the window | ratios")
-    for capacity in (512, 1024, 2048, 4096):
-        inv_freq = ours.base_model.rotary_emb.inv_freq
-        times = time_updates(ours.config, inv_freq, capacity, options.repeats)
-        ratios = [times[name] / times["Ours"] for name in ("Growing", "Rerotating")]
-        shown = [spread(times[name]) for name in ("Ours", "Growing", "Rerotating")] + [
-            spread(x, 1) for x in ratios
-        ]
-        print(f"capacity {capacity:>5}: " + " | ".join(shown))
+    inv_freq = ours.base_model.rotary_emb.inv_freq
+    updates = {n: time_updates(ours.config, inv_freq, n, options.repeats) for n in (512, 1024, 2048, 4096)}
+    print("\nCache update, per step:\n")
+    print(table(updates, [OURS, CONCATENATE, TURN_ALL]))
 
-    print("\nwhole model per decoded token, ms:  ours | DynamicCache | DynamicCache / ours")
-    for capacity in (512, 2048):
-        mine, other = time_decoding(ours, theirs, stream, capacity, options.repeats)
-        print(f"capacity {capacity:>5}: {spread(mine, 1)} | {spread(other, 1)} | {spread(other / mine)}")
+    difference = compare_losses(ours, worker, stream, 512, options.losses)
+    print(f"\nLosses of {options.losses} tokens with {N_SINK}+508, ours and {THEIRS}:", end=" ")
+    print(f"they differ by at most {difference:.1e} nats")
+    decoding = {n: time_decoding(ours, plain, worker, stream, n, options.repeats) for n in (512, 1024, 2048)}
+    print("\nWhole model, per decoded token:\n")
+    print(table(decoding, [OURS, DYNAMIC, THEIRS]))
+
+    del plain
+    worker.process.stdin.close()
+    long = measure_long(ours, stream, 512, options.long)
+    for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):
+        slope, low, high = long[f"{name}_trend"]
+        values = np.array(long[name])
+        print(
+            f"\nGenerating {options.long} tokens with {N_SINK}+508: {np.median(values):.2f} {unit},", end=" "
+        )
+        print(f"trend {slope:+.4f} [{low:+.4f}, {high:+.4f}] {unit} per 1,000 tokens")
+    record = {"about": about, "updates": updates, "losses_differ_nats": difference, "decoding": decoding}
+    options.output.write_text(json.dumps(record | {"long": long}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
