@@ -3,8 +3,8 @@
 Both score the same text with the same weights, threads and process, in float32, output layer included,
 loading excluded, in turns, so that a noisy neighbour meets both; of the tokens that are scored in blocks the
 sequential side scores a sample, the first ones behind a full cache. The sequential side is
-transformers' own: `DynamicCache`, holding 512 tokens at the start of every run of steps. Then the cost per
-token along one long stream.
+transformers' own: `DynamicCache`, holding 512 tokens at the start of every run of steps. In the same turns,
+blocks in bfloat16: speed, and what it costs in nats. Then the cost per token along one long stream.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from streamlm.config import StreamConfig
 from streamlm.models import load_model
 from streamlm.perplexity import score_stream, use_threads
 from streamlm.provenance import processor_name
+from streamlm.stats import BootstrapConfig, block_bootstrap
 
 CFG = StreamConfig(n_sink=4, window_size=508)
 
@@ -40,10 +41,10 @@ def time_sequential(model, ids, n_steps):
 
 
 def time_blocks(model, ids):
-    """Return seconds per token of scoring `ids` in blocks."""
+    """Return seconds per token of scoring `ids` in blocks, and the losses."""
     start = time.perf_counter()
-    score_stream(model, ids, CFG)
-    return (time.perf_counter() - start) / (len(ids) - 1)
+    losses, _ = score_stream(model, ids, CFG)
+    return (time.perf_counter() - start) / len(losses), losses
 
 
 def spread(values):
@@ -64,13 +65,18 @@ def main():
     disable_progress_bar()
     use_threads("auto")
     ours = load_model(options.model, dtype=torch.float32, device="cpu")
+    narrow = load_model(options.model, dtype=torch.bfloat16, device="cpu")
     theirs = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    time_blocks(ours, ids[:1025]), time_sequential(theirs, ids, 8)  # warm up
-    blocks, sequential = [], []
+    time_blocks(ours, ids[:1025]), time_blocks(narrow, ids[:1025]), time_sequential(theirs, ids, 8)  # warm up
+    blocks, bfloat16, sequential = [], [], []
     for _ in tqdm(range(options.repeats), unit="repeat", disable=None):
         sequential.append(time_sequential(theirs, ids, options.steps))
-        blocks.append(time_blocks(ours, ids[:2049]))
+        seconds, losses = time_blocks(ours, ids[:2049])
+        blocks.append(seconds)
+        seconds, rounded = time_blocks(narrow, ids[:2049])
+        bfloat16.append(seconds)
     ratios = np.array(sequential) / np.array(blocks)
+    cost = block_bootstrap(rounded - losses, BootstrapConfig())
 
     print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     print(
@@ -80,6 +86,12 @@ def main():
     print(f"sequential, DynamicCache holding >= {CFG.capacity}: {spread(1 / np.array(sequential))} tokens/s")
     print(f"in blocks:                              {spread(1 / np.array(blocks))} tokens/s")
     print(f"ratio:                                  {spread(ratios)}")
+    print(f"in blocks, bfloat16:                    {spread(1 / np.array(bfloat16))} tokens/s")
+    print(f"bfloat16 / float32:                     {spread(np.array(blocks) / np.array(bfloat16))}")
+    print(
+        f"cost of bfloat16: {cost.mean:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}] nats in the mean of "
+        f"{len(losses)} tokens (95 %, moving blocks), at most {np.abs(rounded - losses).max():.2f} in one"
+    )
 
     print(f"\ncost per token along one stream of {options.long} tokens, in runs of 2,048:")
     marks = []

@@ -76,6 +76,9 @@ def evaluate(
     n_sink: Annotated[int, typer.Option(help="First tokens kept.")] = 4,
     window_size: Annotated[int, typer.Option(help="Recent tokens kept, the current one included.")] = 1020,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    storage: Annotated[
+        str | None, typer.Option(help="Hold the window as bfloat16, float16 or int8; sinks stay as they are.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     baseline: Annotated[
         Path | None, typer.Option(help="Dense record of the same tokens (with its .npy), to compare with.")
@@ -105,6 +108,7 @@ def evaluate(
         window_size=window_size,
         dtype=dtype,
         device=device,
+        storage=storage,
         bootstrap=bootstrap,
     )
     if dense is not None:

@@ -103,10 +103,10 @@ def rotary_frequencies(model: PreTrainedModel) -> Tensor:
 def _switch(model: PreTrainedModel) -> ExitStack:
     """Prepare `model`; closing the stack undoes it."""
     layer_windows(model.config)
-    inv_freq = rotary_frequencies(model)
     AttentionInterface.register(ATTENTION_NAME, attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
     plain, current = _probe_plain(model), Current()
+    inv_freq = rotary_frequencies(model)  # after a short text: longrope has others behind a long one
     with ExitStack() as undo:
         undo.callback(model.set_attn_implementation, model.config._attn_implementation)
         for module in model.modules():
@@ -186,7 +186,7 @@ def _probe_rotary(model: PreTrainedModel, inv_freq: Tensor, plain: Tensor, curre
     raise ValueError(f"{name} rotates queries and keys in a way that is not known here; {SUPPORTED}")
 
 
-def _probe_stream(model: PreTrainedModel, chunk: int, **geometry: int) -> Tensor:
+def _probe_stream(model: PreTrainedModel, chunk: int, **geometry: Any) -> Tensor:
     cache = SinkCache(model.config, **geometry)
     hidden = [
         model.base_model(part, past_key_values=cache).last_hidden_state

@@ -20,6 +20,7 @@ from streamlm.config import StreamConfig, method_geometry
 from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
 from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
+from streamlm.ring import STORAGES
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
 
 CHUNK = 1024  # tokens per pass through the model
@@ -35,6 +36,7 @@ def score_stream(
     chunk: int = CHUNK,
     query_block: int = QUERY_BLOCK,
     position_limit: int = POSITION_LIMIT,
+    storage: torch.dtype | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, SinkCache]:
     """Return the loss of every token of a stream but the first, and the cache as it stands at the end.
@@ -49,6 +51,7 @@ def score_stream(
         chunk: tokens per pass through the model; changes speed and nothing else.
         query_block: queries per attention block; likewise.
         position_limit: see `SinkCache`.
+        storage: see `SinkCache`.
         on_progress: called with the number of losses so far, after every pass.
 
     Returns:
@@ -65,6 +68,7 @@ def score_stream(
         window_size=cfg.window_size,
         position_limit=position_limit,
         query_block=query_block,
+        storage=storage,
     )
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
@@ -110,6 +114,7 @@ def measure_perplexity(
     dtype: str = "float32",
     device: str = "auto",
     torch_threads: int | str = "auto",
+    storage: str | None = None,
     bootstrap: BootstrapConfig,
     title: str | None = None,
 ) -> tuple[Record, np.ndarray]:
@@ -125,6 +130,7 @@ def measure_perplexity(
         dtype: name of a torch floating-point type.
         device: name of a torch device; "auto" is CUDA when present.
         torch_threads: for CPU arithmetic; "auto" is every core.
+        storage: name of what the window is held as, if not as `dtype`; sinks are.
         bootstrap: settings of the intervals.
         title: true name of the model, if its folder does not tell it.
 
@@ -132,6 +138,7 @@ def measure_perplexity(
         ValueError: for any mistake in the above; if a loss is not finite.
     """
     cfg = method_geometry(method, n_sink, window_size, len(ids))
+    narrow = None if storage is None else parse_storage(storage)
     use_threads(torch_threads)
     torch.manual_seed(bootstrap.seed)
     device = choose_device(device)
@@ -139,7 +146,9 @@ def measure_perplexity(
     # The terminal itself: sys.stderr is a log file where a workflow runs this.
     with tqdm(total=len(ids) - 1, unit="token", file=sys.__stderr__, disable=None) as bar:
         begin = time.perf_counter()
-        losses, cache = score_stream(model, ids, cfg, on_progress=lambda n: bar.update(n - bar.n))
+        losses, cache = score_stream(
+            model, ids, cfg, storage=narrow, on_progress=lambda n: bar.update(n - bar.n)
+        )
         runtime_sec = time.perf_counter() - begin
     if not np.isfinite(losses).all():
         raise ValueError(
@@ -157,6 +166,7 @@ def measure_perplexity(
         "n_sink": cfg.n_sink,
         "window_size": cfg.window_size,
         "capacity": cfg.capacity,
+        "storage": storage or dtype,
         "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
         "confidence": bootstrap.confidence,
         "baseline": None,
@@ -201,6 +211,13 @@ def notes(model: PreTrainedModel, cfg: StreamConfig) -> list[str]:
     if trained is None or cfg.capacity <= trained:
         return []
     return [f"the capacity is {cfg.capacity} tokens, the model is trained to {trained}"]
+
+
+def parse_storage(name: str) -> torch.dtype:
+    """Return what a window may be held as, by name."""
+    if name not in STORAGES:
+        raise ValueError(f"unknown storage {name!r}; known are {', '.join(STORAGES)}")
+    return STORAGES[name]
 
 
 def use_threads(torch_threads: int | str) -> None:

@@ -23,9 +23,9 @@ class DecodeStep:
     """One token per row, behind the sinks of every row, through the layers of one geometry on one device."""
 
     attention: DecodePlan
-    slot: int | Tensor  # where the token goes; (B, 1) where rows differ
+    slot: int | Tensor  # where the token goes; (1,) at a fixed address, (B, 1) where rows differ
     n_held: int  # leading slots that hold a token of some row after this step
-    sink_turn: tuple[Tensor, Tensor] | None  # cos, sin (1 or B, 1, 1, R): the sinks as written to their place
+    sink_turn: tuple[Tensor, Tensor] | None = None  # cos, sin (1 or B, 1, 1, R): from as written to in place
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class CacheStep:
     rotary: Rotary
     dtype: torch.dtype  # of rotations, at least float32
     block: int  # queries per attention block
+    position: Tensor | None = None  # (1, 1) at a fixed address, for a captured step
     planned: dict[tuple[StreamConfig, torch.device], DecodeStep | ChunkStep] = field(default_factory=dict)
 
     def layer(self, cfg: StreamConfig, device: torch.device) -> DecodeStep | ChunkStep:
@@ -111,6 +112,8 @@ class CacheStep:
 
     def positions(self, device: torch.device) -> Tensor:
         """Return the bounded positions that the model is to rotate with, (1, T)."""
+        if self.position is not None:
+            return self.position
         first = self.n_past - self.shift
         return torch.arange(first, first + self.n_new, device=device)[None]
 

@@ -236,8 +236,10 @@ def score_line(record: Record) -> str:
     """Return the outcome of one run in a few words."""
     scores, metrics = record["streaming"], record["metrics"]
     perplexity = interval_text(scores["perplexity"], scores["perplexity_interval"])
+    dtype, storage = record["environment"]["dtype"], record["storage"]
+    held = "" if storage == dtype else f", window in {storage},"
     line = (
-        f"{record['method']} {record['n_sink']}+{record['window_size']} on {record['dataset']}: "
+        f"{record['method']} {record['n_sink']}+{record['window_size']}{held} on {record['dataset']}: "
         f"perplexity {perplexity}, {scores['runtime_sec']:.2f} s, {scores['tokens_per_sec']:.0f} tokens/s, "
         f"{scores['kv_bytes'] / 2**20:.1f} MiB of KV, "
         f"{100 * metrics['compression_ratio']:.1f} % of the entries dropped"

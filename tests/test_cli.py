@@ -53,9 +53,12 @@ def test_evaluate_compares_with_a_dense_record(place):
     common = ("evaluate", "--model-name", "model", "--tokens", "ids.npy")
     dense = streamlm(place, *common, "--method", "dense", "--output", "b.json", "--per-token", "b.npy")
     assert dense.returncode == 0, dense.stderr
-    done = streamlm(place, *common, "--window-size", 20, "--baseline", "b.json", "--output", "s.json")
+    narrow = ("--window-size", 20, "--storage", "int8")
+    done = streamlm(place, *common, *narrow, "--baseline", "b.json", "--output", "s.json")
     assert done.returncode == 0, done.stderr
+    assert "4+20, window in int8, on ids.npy" in done.stdout
     record = json.loads((place / "s.json").read_text())
+    assert record["storage"] == "int8"
     assert record["baseline"]["perplexity"] > 1
     assert record["metrics"]["ppl_increase_percent"] is not None
     assert "perplexity against dense" in done.stdout
@@ -75,6 +78,7 @@ def test_evaluate_compares_with_a_dense_record(place):
         (["--text", "text.txt", "--nsink", "1"], "No such option"),
         (["--text", "text.txt", "--device", "meta"], "unknown device 'meta'; use auto, cpu"),
         (["--text", "text.txt", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--text", "text.txt", "--storage", "int4"], "unknown storage 'int4'; known are bfloat16"),
         (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
         (["--text", "text.txt", "--per-token", "never.json"], "both name never.json"),
         (["--text", "text.txt", "--baseline", "empty.json"], "cannot read the losses of empty.json"),

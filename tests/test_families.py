@@ -43,6 +43,9 @@ FAMILIES = {
     "Qwen3": {},
     "Qwen3 mixed": MIXED,
     "Phi3": {"sliding_window": None} | rope(partial_rotary_factor=0.5),
+    "Phi3 longrope": {
+        "sliding_window": None, "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+    } | rope(rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[2.0, 3.0, 4.0, 5.0]),
     "Gemma": {},
     "GPTNeoX": rope(partial_rotary_factor=0.25),
     "StableLm": rope(partial_rotary_factor=0.25),
@@ -56,7 +59,7 @@ def build(family):
     torch.manual_seed(0)
     name = family.partition(" ")[0]
     config = getattr(transformers, f"{name}Config")(**SIZES | FAMILIES[family])
-    return use_float64_angles(getattr(transformers, f"{name}ForCausalLM")(config).eval())
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +68,7 @@ def build(family):
     n_sink=st.integers(0, 4), window_size=st.integers(1, 9),
 )  # fmt: skip
 def test_family_matches_the_naive_cache_on_its_own_code(family, n_tokens, chunk, limit, n_sink, window_size):
-    model = build(family)
+    model = use_float64_angles(build(family))
     ids = torch.randint(VOCAB, (1, n_tokens), generator=torch.Generator().manual_seed(n_tokens))
     pairs = "neighbours" if family in INTERLEAVED else "halves"
     with torch.inference_mode():
@@ -76,3 +79,18 @@ def test_family_matches_the_naive_cache_on_its_own_code(family, n_tokens, chunk,
             parts = [*head.split(chunk, 1), *(tail.split(1, 1) if tail.shape[1] else ())]
             fast = torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
     assert_close(fast, slow, rtol=0, atol=1e-9)
+
+
+def test_longrope_streams_on_its_short_frequencies():
+    """Past 32 positions transformers takes other frequencies; the cache never goes there."""
+    model, ids = build("Phi3 longrope"), torch.randint(VOCAB, (1, 100))
+    with torch.inference_mode():
+        slow = reference.naive_logits(model, ids, [None, None], 3, 9, "halves")
+        with prepare(model):
+            cache = SinkCache(model.config, 3, 9)
+            fast = torch.cat([model(part, past_key_values=cache).logits for part in ids.split(5, 1)], dim=1)
+            with pytest.raises(ValueError, match="this pass of 30 tokens goes to 41; feed shorter chunks"):
+                model(ids[:, :30], past_key_values=cache)
+    assert_close(fast, slow, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="use a window_size of at most 29"):
+        SinkCache(model.config, 3, 30)

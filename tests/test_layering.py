@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 
-# Top to bottom; what each may import from outside. `steps`, `storage`, `archives`, `text`, `gguf`, `experiment`
-# and `summary` are rooms of their own, so that an edit of one reruns only what depends on it.
+# Top to bottom; what each may import from outside. `steps`, `ring`, `layers`, `archives`, `text`, `gguf`,
+# `experiment` and `summary` are rooms of their own, so that an edit of one reruns only what depends on it.
 LAYERS = {
     "__init__": set(),
     "config": set(),
@@ -21,9 +21,11 @@ LAYERS = {
     "rope": {"torch"},
     "attention": {"torch"},
     "steps": {"torch"},
-    "storage": {"torch"},
+    "ring": {"torch"},
+    "layers": {"torch", "transformers"},
     "cache": {"torch", "transformers"},
     "models": {"torch", "transformers", "safetensors"},
+    "capture": {"torch", "transformers"},
     "archives": set(),
     "text": {"mwparserfromhell"},
     "data": {"numpy", "transformers"},

@@ -1,0 +1,57 @@
+"""Draw `decoding.json` as docs/results/decoding.png."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from streamlm.figures import LINE_LOOKS, STYLE
+
+RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
+
+
+def plot_times(axes, by_capacity, title):
+    """Draw the median of each implementation against tokens held, with the spread over turns."""
+    held = [int(capacity) for capacity in by_capacity]
+    for name, look in zip(next(iter(by_capacity.values())), LINE_LOOKS, strict=True):
+        runs = np.array([times[name] for times in by_capacity.values()])  # (sizes, turns)
+        middle = np.median(runs, axis=1)
+        arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)
+        axes.errorbar(held, middle, arms, label=name, **look)
+    axes.set(title=title, xlabel="tokens held", ylabel="ms per token", xscale="log", yscale="log")
+    axes.set_xticks(held, map(str, held))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.legend()
+
+
+def plot_long(axes, long, key, title, unit):
+    """Draw one quantity along the long generation, with its trend."""
+    slope, low, high = long[f"{key}_trend"]
+    axes.plot(long["tokens_thousands"], long[key], **LINE_LOOKS[0] | {"marker": ""})
+    axes.set(title=title, xlabel="tokens generated, thousands", ylabel=unit)
+    axes.set_ylim(0, 1.25 * max(long[key]))
+    trend = f"trend {slope:+.3f} [{low:+.3f}, {high:+.3f}] {unit}\nper thousand tokens"
+    axes.annotate(trend, (0.97, 0.06), xycoords="axes fraction", ha="right")
+
+
+@matplotlib.rc_context(STYLE)
+def main():
+    record = json.loads(RECORD.read_text())
+    figure = Figure((9, 6.6), layout="constrained")
+    (updates, decoding), (time, memory) = figure.subplots(2, 2)
+    plot_times(updates, record["updates"], "Cache update alone, 30 layers")
+    plot_times(decoding, record["decoding"], "Whole model, one token")
+    plot_long(time, record["long"], "step_ms", "One long generation: time per token", "ms")
+    plot_long(memory, record["long"], "resident_mib", "The same: memory of the process", "MiB")
+    figure.suptitle("Decoding with a full cache", fontweight="bold")
+    figure.supxlabel(record["about"], fontsize=7.5)
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(TARGET, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
