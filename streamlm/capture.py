@@ -52,14 +52,10 @@ class CapturedStep:
     def __init__(
         self, model: PreTrainedModel, cache: SinkCache, capture: Callable[[Run], Run] = cuda_graph
     ) -> None:
-        if cache.step is None or cache.get_seq_length() < cache.capacity or cache.padding.pads is not None:
-            raise ValueError(
-                "a step can be captured once the cache is full, and without left pads; "
-                f"{cache.get_seq_length()} tokens were seen of {cache.capacity}, pads: {cache.padding.pads}"
-            )
-        store = cache.stores[0]
         self.model, self.cache = model, cache
-        self.tokens = torch.zeros(store.keys.shape[1], 1, dtype=torch.int64, device=model.device)
+        self.addresses = self._check()
+        batch = cache.stores[0].keys.shape[1]
+        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
         self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         self.slots = {
             (store.cfg, store.device): torch.zeros(1, dtype=torch.int64, device=store.device)
@@ -73,6 +69,16 @@ class CapturedStep:
             self.replay = capture(self._run)
         finally:
             cache.frozen = None
+
+    def _check(self) -> list[int]:
+        """Return where the cache lies, if a step of it can be captured or replayed."""
+        n_seen, capacity, pads = self.cache.get_seq_length(), self.cache.capacity, self.cache.padding.pads
+        if n_seen < capacity or pads is not None:
+            raise ValueError(
+                "a step can be captured and replayed while the cache is full, and without left pads; "
+                f"{n_seen} tokens were seen of {capacity}, pads: {pads}"
+            )
+        return [store.keys.data_ptr() for store in self.cache.stores]
 
     def _advance(self) -> CacheStep:
         """Turn the sinks for the next token, and set its position and its slots."""
@@ -93,7 +99,16 @@ class CapturedStep:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Feed one token of each row, (B, 1); return logits (B, 1, V), which the next call overwrites."""
+        """Feed one token of each row, (B, 1); return logits (B, 1, V), which the next call overwrites.
+
+        Raises:
+            ValueError: if the number of rows changed, or the cache was reset.
+        """
+        if tokens.shape != self.tokens.shape or self._check() != self.addresses:
+            raise ValueError(
+                f"the step was captured for tokens {tuple(self.tokens.shape)} and the cache as it was; "
+                f"it was given {tuple(tokens.shape)}: capture another one"
+            )
         self._advance()
         self.tokens.copy_(tokens)
         logits = self.replay()

@@ -32,11 +32,24 @@ def test_replays_of_one_step_are_the_stream(family, limit):
         assert_close(feed(model, cache, ids[:, 60:], [7, 1]), expected[:, 60:], rtol=0, atol=1e-9)
 
 
+def test_step_of_another_size_or_of_a_reset_cache_is_refused():
+    ids = random_ids(2, 20)
+    with prepare(tiny_llama()) as model:
+        cache = SinkCache(model.config, 3, 9)
+        feed(model, cache, ids, [20])
+        step = CapturedStep(model, cache, trace)
+        with pytest.raises(ValueError, match=r"captured for tokens \(2, 1\) .* was given \(1, 1\)"):
+            step(ids[:1, :1])
+        cache.reset()
+        with pytest.raises(ValueError, match="0 tokens were seen of 12"):
+            step(ids[:, :1])
+
+
 def test_cache_that_is_not_full_is_not_captured():
     with prepare(tiny_llama()) as model:
         cache = SinkCache(model.config, 3, 9)
         feed(model, cache, random_ids(1, 8), [8])
-        with pytest.raises(ValueError, match=r"once the cache is full.*; 8 tokens were seen of 12"):
+        with pytest.raises(ValueError, match="8 tokens were seen of 12"):
             CapturedStep(model, cache, trace)
 
 
