@@ -65,7 +65,7 @@ $(OLD)/.ready: envs/requirements-attention-sinks.txt
 
 bench-decoding: env $(OLD)/.ready
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy
-	python benchmarks/decoding.py --theirs $(OLD)/bin/python | tee benchmarks/decoding.txt
+	python benchmarks/decoding.py --theirs $(OLD)/bin/python > benchmarks/decoding.txt
 	python benchmarks/plot_decoding.py
 
 # What the README shows, from your own run.

@@ -56,7 +56,7 @@ class Concatenating:
     """transformers' DynamicCache."""
 
     def __init__(self, config, capacity, inv_freq):
-        self.cache, self.capacity = DynamicCache(config=config), capacity
+        self.cache = DynamicCache(config=config)
         self.n_layers = config.num_hidden_layers
         many = torch.randn(1, config.num_key_value_heads, capacity, config.head_dim)
         self.step(many, many)

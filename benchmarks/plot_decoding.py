@@ -13,7 +13,7 @@ from streamlm.figures import LINE_LOOKS, STYLE
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
 
-def plot_times(axes, by_capacity, title):
+def plot_times(axes, by_capacity, title, scale):
     """Draw the median of each implementation against tokens held, with the spread over turns."""
     held = [int(capacity) for capacity in by_capacity]
     for name, look in zip(next(iter(by_capacity.values())), LINE_LOOKS, strict=True):
@@ -21,11 +21,13 @@ def plot_times(axes, by_capacity, title):
         middle = np.median(runs, axis=1)
         arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)
         axes.errorbar(held, middle, arms, label=name, **look)
-    axes.set(title=title, xlabel="tokens held", ylabel="ms per token", xscale="log", yscale="log")
+    axes.set(title=title, xlabel="tokens held", ylabel="ms per token", xscale="log", yscale=scale)
     axes.set_xticks(held, map(str, held))
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(*((low, 5 * high) if scale == "log" else (0, 1.3 * high)))  # room for the legend
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.legend()
+    axes.legend(loc="upper left")
 
 
 def plot_long(axes, long, key, title, unit):
@@ -43,8 +45,8 @@ def main():
     record = json.loads(RECORD.read_text())
     figure = Figure((9, 6.6), layout="constrained")
     (updates, decoding), (time, memory) = figure.subplots(2, 2)
-    plot_times(updates, record["updates"], "Cache update alone, 30 layers")
-    plot_times(decoding, record["decoding"], "Whole model, one token")
+    plot_times(updates, record["updates"], "Cache update alone, all layers", "log")
+    plot_times(decoding, record["decoding"], "Whole model, one token", "linear")
     plot_long(time, record["long"], "step_ms", "One long generation: time per token", "ms")
     plot_long(memory, record["long"], "resident_mib", "The same: memory of the process", "MiB")
     figure.suptitle("Decoding with a full cache", fontweight="bold")
