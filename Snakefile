@@ -31,11 +31,21 @@ rule all:
     default_target: True
     input:
         expand(
-            f"{RESULTS}/streaming_llm/{{corpus}}_{{part}}.json", corpus=CORPORA, part=["baseline", "result"]
+            f"{RESULTS}/streaming_llm/{{corpus}}_{{part}}.json",
+            corpus=CORPORA,
+            part=["baseline", "result", "long_stream"],
         ),
         expand(f"{RESULTS}/streaming_llm/ablation_{{kind}}.json", kind=["window_size", "n_sink"]),
         f"{RESULTS}/experiment_summary.md",
+        f"{RESULTS}/decoding_latency_summary.md",
         expand(
             f"{RESULTS}/figures/{{name}}.png",
-            name=["main_comparison", "ablation_window_size", "ablation_n_sink", "results_summary"],
+            name=[
+                "main_comparison",
+                "ablation_window_size",
+                "ablation_n_sink",
+                "results_summary",
+                "decoding_latency",
+                "long_stream",
+            ],
         ),

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from scipy.stats import theilslopes
 from tabulate import tabulate
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
@@ -31,6 +30,7 @@ from streamlm.models import load_model, model_title
 from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
 from streamlm.rope import Rotary, rotation
+from streamlm.stats import trend
 
 N_SINK = 4
 OURS, DYNAMIC, THEIRS = "SinkCache", "DynamicCache", "attention-sinks 0.4.0"
@@ -232,8 +232,8 @@ def measure_long(model, stream, capacity, n_tokens):
         "resident_mib": memory.tolist(),
         "cache_bytes": cache.nbytes,
         # Slope, then its 95 % interval, per thousand tokens.
-        "step_ms_trend": [float(theilslopes(times, thousands)[i]) for i in (0, 2, 3)],
-        "resident_mib_trend": [float(theilslopes(memory, thousands)[i]) for i in (0, 2, 3)],
+        "step_ms_trend": [*trend(times, thousands).values()],
+        "resident_mib_trend": [*trend(memory, thousands).values()],
     }
 
 

@@ -4,7 +4,7 @@ Both score the same text with the same weights, threads and process, in float32,
 loading excluded, in turns, so that a noisy neighbour meets both; of the tokens that are scored in blocks the
 sequential side scores a sample, the first ones behind a full cache. The sequential side is
 transformers' own: `DynamicCache`, holding 512 tokens at the start of every run of steps. In the same turns,
-blocks in bfloat16: speed, and what it costs in nats. Then the cost per token along one long stream.
+blocks in bfloat16: speed, and what it costs in nats. Then speed and memory along one long stream.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -20,11 +21,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from streamlm.config import StreamConfig
 from streamlm.models import load_model
-from streamlm.perplexity import score_stream, use_threads
+from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
+from streamlm.scoring import score_stream
 from streamlm.stats import BootstrapConfig, block_bootstrap
 
 CFG = StreamConfig(n_sink=4, window_size=508)
+PARTS = 10  # of the long stream
 
 
 @torch.inference_mode()
@@ -93,19 +96,21 @@ def main():
         f"{len(losses)} tokens (95 %, moving blocks), at most {np.abs(rounded - losses).max():.2f} in one"
     )
 
-    print(f"\ncost per token along one stream of {options.long} tokens, in runs of 2,048:")
-    marks = []
+    print(f"\none stream of {options.long:,} tokens in float32, in {PARTS} parts:")
+    marks, memory = [(0, time.perf_counter())], psutil.Process().memory_info
     with tqdm(total=options.long, unit="token", disable=None) as bar:
 
-        def note(done):
-            marks.append((done, time.perf_counter()))
-            bar.update(done - bar.n)
+        def note(losses):
+            bar.update(len(losses) - bar.n)
+            if len(losses) >= len(marks) * options.long / PARTS:
+                marks.append((len(losses), time.perf_counter(), memory().rss / 2**20))
 
-        note(0)
-        score_stream(ours, ids[: options.long + 1], CFG, on_progress=note)
-    stops = [mark for mark in marks if mark[0] % 2048 == 0]
-    for (low, begin), (high, end) in pairwise(stops):
-        print(f"{low:>7} to {high:>7}: {1e3 * (end - begin) / (high - low):.2f} ms per token")
+        _, cache = score_stream(ours, ids[: options.long + 1], CFG, on_progress=note)
+    for (low, begin, *_), (high, end, resident) in pairwise(marks):
+        rate = (high - low) / (end - begin)
+        print(f"{low:>9,} to {high:>9,}: {rate:7.2f} tokens/s, {resident:7.1f} MiB resident")
+    rate = marks[-1][0] / (marks[-1][1] - marks[0][1])
+    print(f"whole: {rate:.2f} tokens/s, {cache.nbytes / 2**20:.1f} MiB of keys and values")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,46 @@ class SinkCache(Cache):  # type: ignore[misc]
         self.step = None
         self.padding = Padding()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of everything that the stream left here, by name."""
+        counts = torch.tensor([self.get_seq_length(), self.shift])
+        pads = {} if self.padding.pads is None else {"pads": self.padding.pads.clone()}
+        layers = {
+            f"{i}.{name}": tensor.clone()
+            for i, layer in enumerate(self.layers)
+            if layer.is_initialized
+            for name, tensor in layer.tensors().items()
+        }
+        return {"counts": counts, **pads, **layers}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where a cache of the same making stood when it gave its `state_dict`.
+
+        Args:
+            state: tensors by name, on the devices where the layers are to be.
+
+        Raises:
+            ValueError: if it is of another geometry, storage or number of layers, or this cache is in use.
+        """
+        n_seen, shift = state["counts"].tolist()
+        own = {name for name in state if name not in ("counts", "pads")}
+        for i, layer in enumerate(self.layers):
+            if layer.is_initialized:
+                raise ValueError("a state can be loaded into a new SinkCache only; make one")
+            if f"{i}.keys" not in state:
+                raise ValueError(f"the state has no layer {i}; it was made for another model")
+            layer.lazy_initialization(state[f"{i}.keys"], state[f"{i}.values"])
+            for name, tensor in layer.tensors().items():
+                held = state.get(f"{i}.{name}")
+                if held is None or (held.shape, held.dtype) != (tensor.shape, tensor.dtype):
+                    raise ValueError(f"the state of layer {i} does not fit this SinkCache in its {name}")
+                tensor.copy_(held)
+                own.remove(f"{i}.{name}")
+            layer.n_seen = n_seen
+        if own:
+            raise ValueError(f"the state holds {min(own)}, which this SinkCache has not")
+        self.shift, self.padding = shift, Padding.of(state.get("pads"))
+
     def _select(self, rows: Tensor) -> None:
         for store in self.stores:
             store.select(rows)

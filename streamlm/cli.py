@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streamlm import __version__
+from streamlm.config import METHODS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # typer carries a click of its own, of whose errors it exports this one's children only.
 UsageError: Any = typer.BadParameter.__base__
 ROLES = ("wikitext", "pg19")  # as the workflow stores them in data/
+ALL_METHODS, CAPACITIES, N_SINKS = list(METHODS), [1024], [4]  # what `latency` measures if not told
 
 app = typer.Typer(
     name="streamlm",
@@ -71,10 +73,14 @@ def evaluate(
     max_eval_tokens: Annotated[int | None, typer.Option(min=2, help="Score so many ids.")] = None,
     method: Annotated[
         str,
-        typer.Option(help="dense, streaming, or window: as many tokens as streaming, but no sinks."),
+        typer.Option(
+            help="dense; streaming; window: as many tokens as streaming, but no sinks; "
+            "or recompute: these encoded anew for every token, estimated at --positions."
+        ),
     ] = "streaming",
     n_sink: Annotated[int, typer.Option(help="First tokens kept.")] = 4,
     window_size: Annotated[int, typer.Option(help="Recent tokens kept, the current one included.")] = 1020,
+    positions: Annotated[int, typer.Option(min=1, help="Tokens at which recompute is measured.")] = 32,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     storage: Annotated[
         str | None, typer.Option(help="Hold the window as bfloat16, float16 or int8; sinks stay as they are.")
@@ -84,6 +90,9 @@ def evaluate(
         Path | None, typer.Option(help="Dense record of the same tokens (with its .npy), to compare with.")
     ] = None,
     per_token: Annotated[Path | None, typer.Option(help="Write float32 losses in nats, .npy.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Keep the state of a long run here; the same command goes on from it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
@@ -92,7 +101,7 @@ def evaluate(
     from streamlm.stats import BootstrapConfig
     from streamlm.summary import Run, check_baseline, score_line, with_baseline
 
-    _check_targets(per_token, output)
+    _check_targets(per_token, checkpoint, output)
     ids, dataset = _stream(model_name, dataset_name, text, tokens, max_samples)
     ids = ids[:max_eval_tokens]
     bootstrap, dense = BootstrapConfig(), None
@@ -106,10 +115,12 @@ def evaluate(
         method=method,
         n_sink=n_sink,
         window_size=window_size,
+        positions=positions,
         dtype=dtype,
         device=device,
         storage=storage,
         bootstrap=bootstrap,
+        checkpoint=checkpoint,
     )
     if dense is not None:
         record = with_baseline(Run(record, losses), dense, record["capacity"], bootstrap)
@@ -120,11 +131,77 @@ def evaluate(
     typer.echo(score_line(record))
 
 
+@app.command(
+    epilog="Example: streamlm latency --model-name data/models/smollm2-135m-instruct --dataset-name wikitext "
+    "--capacity 512 --capacity 1024 --output-dir latency"
+)
+def latency(
+    model_name: Annotated[Path, typer.Option(help="Folder of a transformers model (safetensors).")],
+    dataset_name: Annotated[
+        str | None, typer.Option(help="wikitext or pg19, as stored by the workflow in data/.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A UTF-8 text file; its beginning fills the cache.")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A .npy of int64 ids; likewise.")] = None,
+    method: Annotated[list[str], typer.Option(help="Any of the four, any number of times.")] = ALL_METHODS,
+    capacity: Annotated[
+        list[int], typer.Option(min=1, help="Tokens held; any number of times.")
+    ] = CAPACITIES,
+    n_sink: Annotated[list[int], typer.Option(min=1, help="Of streaming; any number of times.")] = N_SINKS,
+    warmup_tokens: Annotated[int, typer.Option(help="Not timed.")] = 4,
+    timed_tokens: Annotated[int, typer.Option(help="In each run.")] = 8,
+    recompute_tokens: Annotated[int, typer.Option(help="In each run of recompute.")] = 1,
+    runs: Annotated[int, typer.Option(help="In which the methods take turns.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    baseline: Annotated[
+        Path | None, typer.Option(help="Record of an earlier run on this machine, to compare with.")
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Write a record of each, .json.")] = None,
+) -> None:
+    """Time decoding at a full cache: milliseconds per token, memory."""
+    from tabulate import tabulate
+
+    from streamlm.experiment import latency_label
+    from streamlm.latency import LatencyConfig, measure_latency
+    from streamlm.latency_summary import LATENCY_HEADERS, comparison_line, latency_rows, same_setting
+    from streamlm.records import read_record, write_json
+
+    ids, dataset = _stream(model_name, dataset_name, text, tokens, None)
+    earlier = None if baseline is None else read_record(baseline)
+    amounts = LatencyConfig(
+        warmup_tokens=warmup_tokens, timed_tokens=timed_tokens, recompute_tokens=recompute_tokens, runs=runs
+    )
+    sides = [(name, n) for name in method for n in (n_sink if name == "streaming" else [0])]
+    records = [
+        record
+        for held in capacity
+        for record in measure_latency(
+            model_dir=model_name,
+            ids=ids,
+            dataset=dataset,
+            capacity=held,
+            sides=sides,
+            latency=amounts,
+            dtype=dtype,
+            device=device,
+        )
+    ]
+    if output_dir is not None:
+        for record in records:
+            label = latency_label(record["method"], record["capacity"], record["n_sink"])
+            write_json(output_dir / f"decoding_latency_{label}.json", record)
+    typer.echo(tabulate(latency_rows(records), LATENCY_HEADERS, "github", disable_numparse=True))
+    if earlier is not None:
+        typer.echo(f"against {baseline}: {comparison_line(same_setting(records, earlier), earlier)}")
+
+
 def _check_targets(*targets: Path | None) -> None:
     """Refuse, before hours of scoring, what could not be written after them."""
     given = [target for target in targets if target is not None]
     if len({target.resolve() for target in given}) < len(given):
-        raise ValueError(f"--per-token and --output both name {given[0]}; give each its own file")
+        raise ValueError(f"two options name the file {given[0]} to write; give each its own")
     for target in given:
         if target.is_dir():
             raise ValueError(f"{target} is a folder; name a file to write")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-METHODS = ("dense", "window", "streaming")
+METHODS = ("dense", "window", "recompute", "streaming")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class StreamConfig:
 def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -> StreamConfig:
     """Return the cache geometry of a method at equal memory, for a stream of `n_tokens`.
 
-    ``streaming`` is n_sink + window_size; ``window`` has the same capacity and no sinks; ``dense`` keeps
-    everything.
+    ``streaming`` is n_sink + window_size; ``window`` and ``recompute`` have the same capacity and no sinks;
+    ``dense`` keeps everything.
 
     Raises:
         ValueError: if the method is unknown or a size is out of range.
@@ -47,7 +47,7 @@ def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -
     cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
     if method == "streaming":
         return cfg
-    if method == "window":
+    if method in ("window", "recompute"):
         return StreamConfig(n_sink=0, window_size=cfg.capacity)
     if method == "dense":
         return StreamConfig(n_sink=0, window_size=max(n_tokens, 1))

@@ -84,12 +84,28 @@ def _contradictions(config: Config) -> Iterator[str]:
                 f"{max(sinks['n_sinks'])} sinks; raise it or lower n_sinks"
             )
     main = (experiment["n_sink"], experiment["window_size"])
-    largest = max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
-    if largest >= experiment["max_eval_tokens"] - 1:
-        yield (
-            f"experiment.max_eval_tokens: {experiment['max_eval_tokens']} tokens never fill the largest "
-            f"cache, {largest}; raise it or take smaller windows"
-        )
+    largest = {
+        "experiment": max(map(sum, [main, *window_ablation(config), *sink_ablation(config)])),
+        "long_stream": max(config["long_stream"]["capacities"]),
+    }
+    for section, capacity in largest.items():
+        n_tokens = config[section]["max_eval_tokens"]
+        if capacity >= n_tokens - 1:
+            yield (
+                f"{section}.max_eval_tokens: {n_tokens} tokens never fill the largest cache, {capacity}; "
+                "raise it or take smaller windows"
+            )
+    long, latency = config["long_stream"], config["decoding_latency"]
+    for section, n_sink, capacity in (
+        ("long_stream", long["n_sink"], min(long["capacities"])),
+        ("decoding_latency", max(latency["n_sinks"]), min(latency["capacities"])),
+        ("decoding_latency.long_run", latency["n_sinks"][0], latency["long_run"]["capacity"]),
+    ):
+        if capacity <= n_sink:
+            yield (
+                f"{section}: capacity {capacity} leaves no window beside {n_sink} sinks; raise it or take "
+                "fewer sinks"
+            )
 
 
 def window_ablation(config: Config) -> list[tuple[int, int]]:
@@ -113,34 +129,72 @@ def run_label(n_sink: int, window_size: int) -> str:
 
 def method_labels(config: Config) -> dict[str, str]:
     """Return the run of each method of the main comparison."""
-    experiment = config["experiment"]
-    labels = {"dense": "dense"}
-    for method in ("window", "streaming"):
-        cfg = method_geometry(method, experiment["n_sink"], experiment["window_size"], 0)
-        labels[method] = run_label(cfg.n_sink, cfg.window_size)
-    return labels
+    main = (config["experiment"]["n_sink"], config["experiment"]["window_size"])
+    window = method_geometry("window", *main, n_tokens=0)
+    return {
+        "dense": "dense",
+        "window": run_label(window.n_sink, window.window_size),
+        "recompute": "recompute",
+        "streaming": run_label(*main),
+    }
 
 
 def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
-    """Return method, n_sink and window_size of every distinct run that the experiment needs, by label."""
-    experiment = config["experiment"]
-    main = {"n_sink": experiment["n_sink"], "window_size": experiment["window_size"]}
-    window = method_geometry("window", **main, n_tokens=0)
-    geometries = [
-        (window.n_sink, window.window_size),
-        (main["n_sink"], main["window_size"]),
-        *window_ablation(config),
-        *sink_ablation(config),
-    ]
-    everything = {"method": "dense", "n_sink": 0, "window_size": experiment["max_eval_tokens"]}
-    runs = {"dense": everything}
-    for n_sink, window_size in geometries:
-        runs[run_label(n_sink, window_size)] = {
-            "method": "streaming" if n_sink else "window",
-            "n_sink": n_sink,
-            "window_size": window_size,
-        }
+    """Return every distinct run that the experiment needs, by label.
+
+    A run is `max_eval_tokens`, and `options` of `perplexity.measure_perplexity`.
+    """
+    experiment, long = config["experiment"], config["long_stream"]
+    main = (experiment["n_sink"], experiment["window_size"])
+    window = method_geometry("window", *main, n_tokens=0)
+    sizes = [(window.n_sink, window.window_size), main, *window_ablation(config), *sink_ablation(config)]
+    n_tokens, n_long = experiment["max_eval_tokens"], long["max_eval_tokens"]
+
+    def run(method: str, n_sink: int, window_size: int, n_tokens: int, **changes: Any) -> dict[str, Any]:
+        options = {"method": method, "n_sink": n_sink, "window_size": window_size}
+        return {"max_eval_tokens": n_tokens, "options": options | config["compute"] | changes}
+
+    runs = {
+        "dense": run("dense", 0, n_tokens, n_tokens),
+        "recompute": run("recompute", *main, n_tokens, positions=experiment["recompute_positions"]),
+    }
+    for size in sizes:
+        runs[run_label(*size)] = run("streaming" if size[0] else "window", *size, n_tokens)
+    n_dense = min(long["dense_tokens"], n_long)
+    runs["long_dense"] = run("dense", 0, n_dense, n_dense, dtype=long["dtype"])
+    for size in long_stream(config):
+        method = "streaming" if size[0] else "window"
+        runs[f"long_{run_label(*size)}"] = run(method, *size, n_long, dtype=long["dtype"])
     return runs
+
+
+def long_stream(config: Config) -> list[tuple[int, int]]:
+    """Return (n_sink, window_size) of every bounded run of the long stream."""
+    long = config["long_stream"]
+    streaming = [(long["n_sink"], capacity - long["n_sink"]) for capacity in sorted(long["capacities"])]
+    return [(0, max(long["capacities"])), *streaming]
+
+
+def long_stream_labels(config: Config) -> list[str]:
+    """Return the runs of the long stream."""
+    return ["long_dense", *(f"long_{run_label(*size)}" for size in long_stream(config))]
+
+
+def latency_label(method: str, capacity: int | str, n_sink: int) -> str:
+    """Return the name of a latency record."""
+    return f"{method}_{capacity}_sink{n_sink}"
+
+
+def latency_settings(config: Config) -> dict[str, int]:
+    """Return how much is decoded where latency is measured, as `latency.LatencyConfig` takes it."""
+    latency = config["decoding_latency"]
+    return {key: latency[key] for key in ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs")}
+
+
+def latency_sides(config: Config) -> list[tuple[str, int]]:
+    """Return (method, n_sink) of everything whose decoding is timed at each capacity, in turns."""
+    others = [("dense", 0), ("window", 0), ("recompute", 0)]
+    return [*others, *(("streaming", n_sink) for n_sink in config["decoding_latency"]["n_sinks"])]
 
 
 def source_file(config: Config, kind: str, name: str) -> str:

@@ -3,48 +3,39 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
-from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
-from streamlm.records import Record, atomic_path
-from streamlm.summary import METHOD_NAMES, RESULT_HEADERS, describe_setting, interval_text, result_rows
-
-Look = dict[str, Any]  # keyword arguments of a matplotlib artist
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.handlelength": 2.6,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e2e2e2", "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.7, "errorbar.capsize": 2.5, "lines.linewidth": 1.4, "lines.markersize": 4.5,
-}  # fmt: skip
-
-# Colours of Okabe and Ito, which colour-blind readers tell apart; hatches and markers do so in grey.
-BAR_LOOKS: dict[str, Look] = {
-    "dense": {"facecolor": "#b5b5b5"},
-    "window": {"facecolor": "#e69f00", "hatch": "////", "edgecolor": "white", "linewidth": 0},
-    "streaming": {"facecolor": "#0072b2", "hatch": "....", "edgecolor": "white", "linewidth": 0},
-}
-LINE_LOOKS: list[Look] = [
-    {"color": color, "marker": marker, "linestyle": style}
-    for color, marker, style in zip(("#0072b2", "#d55e00", "#009e73"), "os^", ("-", "--", "-."), strict=True)
-]
-DENSE_LOOK: Look = {"color": "#444444", "linestyle": (0, (6, 2)), "linewidth": 1.0, "zorder": 0.9}
-BAND_LOOK: Look = {"color": "#ededed", "zorder": 0.5}
-NUMBER_LOOK: Look = {
-    "ha": "center", "va": "bottom", "fontsize": 7.5, "xytext": (0, 2.5), "textcoords": "offset points",
-    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # or grid lines would strike it
-}  # fmt: skip
+from streamlm.plotting import (
+    BAND_LOOK,
+    BAR_LOOKS,
+    DENSE_LOOK,
+    LINE_LOOKS,
+    METHOD_LOOKS,
+    NUMBER_LOOK,
+    STYLE,
+    Look,
+    describe,
+    error_arms,
+    finish,
+    use_log_scale,
+)
+from streamlm.records import Record
+from streamlm.summary import (
+    METHOD_NAMES,
+    RESULT_HEADERS,
+    check_comparable,
+    describe_setting,
+    interval_text,
+    result_rows,
+)
 
 # Title, unit, where the value stands in a record's part about one method, and by what to multiply it.
 PANELS = (
@@ -58,8 +49,8 @@ PANELS = (
 @matplotlib.rc_context(STYLE)
 def plot_main_comparison(results: Sequence[Record]) -> Figure:
     """Return perplexity, time, speed-up and memory by text and method, from `collect_result` records."""
-    figure = Figure((max(9.0, 3.5 * len(results)), 7.2))
     methods = [method for method in METHOD_NAMES if method in results[0]["methods"]]
+    figure = Figure((max(9.0, 1.25 * len(methods) * len(results)), 7.2))
     name_width = (figure.get_figwidth() / 2 - 0.8) / len(results)  # inches
     names = [textwrap.fill(result["dataset"], int(name_width / 0.085)) for result in results]
     for axes, (title, unit, section, key, factor) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
@@ -77,8 +68,8 @@ def plot_main_comparison(results: Sequence[Record]) -> Figure:
         axes.set(ymargin=0.12, ylim=(0, None))
     handles = [Patch(**BAR_LOOKS[method], label=_label_method(method, results)) for method in methods]
     aside = f"{results[0]['protocol']}; runtime and speed-up are of this scoring, not of decoding"
-    notes = _describe(results[0], [result["tokens"]["count"] for result in results], aside)
-    _finish(figure, "What keeping fewer KV entries costs and saves", handles, notes)
+    notes = describe(results[0], [result["tokens"]["count"] for result in results], aside)
+    finish(figure, "What keeping fewer KV entries costs and saves", handles, notes)
     return figure
 
 
@@ -88,7 +79,7 @@ def _write_value(axes: Axes, place: float, height: float, part: Record, key: str
     text = "n/a" if part.get(key) is None else f"{height:,.{digits}f}"
     interval = part.get(f"{key}_interval", [])
     if interval:
-        axes.errorbar(place, height, _arms([height], [interval]), color="black", linewidth=0.9)
+        axes.errorbar(place, height, error_arms([height], [interval]), color="black", linewidth=0.9)
     axes.annotate(text, (place, max(height, key == "speedup", *interval)), **NUMBER_LOOK)
 
 
@@ -161,7 +152,7 @@ def _plot_ablation(
             where = [places[row[x[0]]] + aside for row in points]
             for axes, key in ((upper, "perplexity"), (lower, "ppl_increase_percent")):
                 values = [row["common"][key] for row in points]
-                arms = _arms(values, [row["common"][f"{key}_interval"] for row in points])
+                arms = error_arms(values, [row["common"][f"{key}_interval"] for row in points])
                 axes.errorbar(where, values, arms, elinewidth=0.9, **look)
         written = interval_text(dense["perplexity"], dense["perplexity_interval"])
         upper.set(title=f"{textwrap.fill(text, 48)}\ndense: {written}", ylabel="perplexity")
@@ -173,25 +164,16 @@ def _plot_ablation(
     handles: list[Artist] = [Line2D([], [], **looks[value], label=line[1].format(value)) for value in looks]
     handles += [Line2D([], [], **DENSE_LOOK, label="dense"), Patch(**BAND_LOOK, label="interval of dense")]
     counts = [ablation["first_token"] + text["common"]["scored"] + 1 for text in texts.values()]
-    notes = _describe(ablation, counts, f"judged on the tokens from {ablation['first_token']:,} on")
-    _finish(figure, title, handles, notes)
+    notes = describe(ablation, counts, f"judged on the tokens from {ablation['first_token']:,} on")
+    finish(figure, title, handles, notes)
     return figure
-
-
-def _arms(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return the lengths (2, N) of error bars that span `intervals`."""
-    low, high = np.transpose(intervals)
-    # A percentile interval need not contain its mean, and matplotlib refuses a negative length.
-    return np.maximum([values - low, high - values], 0)
 
 
 def _scale_perplexity(axes: Axes) -> None:
     """Take a logarithmic axis where perplexities span a factor of five or more."""
     low, high = axes.dataLim.intervaly
     if high >= 5 * low:
-        axes.set_yscale("log")
-        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter())
-        axes.minorticks_off()
+        use_log_scale(axes)
 
 
 @matplotlib.rc_context(STYLE)
@@ -214,35 +196,69 @@ def plot_results_summary(results: Sequence[Record]) -> Figure:
             axes.text(x, 0.3 * r + 0.09, textwrap.fill(rows[r][c], chars[c]), ha=side, va="top")
     for y, width in {**{0.3 * r: 0.5 for r in first}, top: 1.4, 0: 0.9, bottom: 1.4}.items():
         axes.axhline(y, color="black", linewidth=width, clip_on=False)
-    notes = _describe(results[0], [result["tokens"]["count"] for result in results], results[0]["protocol"])
-    _finish(figure, "The main comparison in numbers", [], notes)
+    notes = describe(results[0], [result["tokens"]["count"] for result in results], results[0]["protocol"])
+    finish(figure, "The main comparison in numbers", [], notes)
     return figure
 
 
-def _describe(record: Record, counts: Sequence[int], aside: str) -> list[str]:
-    """Return the lines that say what was measured, on what, and what the intervals mean."""
-    tokens = " / ".join(f"{count:,}" for count in dict.fromkeys(counts))
-    intervals = f"intervals: {100 * record['confidence']:g} % moving-block bootstrap, within this text"
-    return [describe_setting(record), f"{tokens} tokens of each text; {aside}", intervals]
+@matplotlib.rc_context(STYLE)
+def plot_long_stream(streams: Sequence[Record]) -> Figure:
+    """Return perplexity, loss against the largest cache and memory along a stream, a column for each text.
+
+    Args:
+        streams: `collect_long_stream` records, of one model and machine.
+    """
+    check_comparable(streams, same_stream=False)
+    figure = Figure((max(6.0, 4.6 * len(streams)), 8.4))
+    reference = _size(streams[0]["rows"][-1])
+    looks = _look_rows(streams[0]["rows"])
+    panels = figure.subplots(3, len(streams), squeeze=False)
+    for stream, column in zip(streams, panels.T, strict=True):
+        perplexity, difference, memory = column
+        difference.axhline(0, **DENSE_LOOK)
+        for row, look in zip(stream["rows"], looks.values(), strict=True):
+            x = row["tokens_seen"]
+            perplexity.plot(x, row["running_perplexity"], **look)
+            if row is not stream["rows"][-1]:
+                difference.plot(x, row["part_difference_nats"], **look)
+            memory.plot(x, [held / 2**20 for held in row["kv_bytes"]], **look)
+        for axes in column:
+            if stream["trained_length"] is not None:
+                axes.axvline(stream["trained_length"], color="#999999", linewidth=0.8, linestyle=":")
+        _scale_perplexity(perplexity)
+        use_log_scale(memory)
+        perplexity.set(title=textwrap.fill(stream["dataset"], 48), ylabel="perplexity so far")
+        difference.set(
+            ylabel=f"loss - loss of {reference}, nats", title=f"Each {stream['part']} tokens, paired"
+        )
+        memory.set(ylabel="keys and values, MiB", title="Memory")
+        for axes in column:
+            axes.set(xlabel="tokens seen", xlim=(0, None))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    handles = [Line2D([], [], **look, label=label) for label, look in looks.items()]
+    counts = [stream["tokens"]["count"] for stream in streams]
+    trained = streams[0]["trained_length"]
+    end = "" if trained is None else f"dotted: {trained:,} positions, to which the model was trained; "
+    dense = streams[0]["rows"][0]["tokens_seen"][-1]
+    notes = [
+        describe_setting(streams[0]),
+        f"{' / '.join(f'{n:,}' for n in dict.fromkeys(counts))} tokens of each text, dense to {dense:,}; "
+        f"{end}{streams[0]['protocol']}",
+    ]
+    finish(figure, "Perplexity along a stream far past the trained length", handles, notes)
+    return figure
 
 
-def _finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequence[str]) -> None:
-    """Put a title and one legend above the panels, and notes below them."""
-    width, height = figure.get_size_inches()
-    footer = "\n".join(textwrap.fill(note, int(width * 18.5)) for note in notes)
-    legend_width = sum(0.5 + 0.075 * len(str(handle.get_label())) for handle in handles)
-    legend_rows = int(np.ceil(legend_width / width))
-    above, below = 0.42 + 0.2 * legend_rows, 0.15 + 0.14 * (1 + footer.count("\n"))
-    figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=11, weight="bold")
-    figure.text(0.12 / width, 0.08 / height, footer, ha="left", va="bottom", fontsize=7, color="#444444")
-    if handles:
-        columns, place = -(-len(handles) // legend_rows), (0.5, 1 - 0.33 / height)
-        figure.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=place)
-    room = (0, below / height, 1, 1 - (above + below) / height)
-    figure.set_layout_engine(ConstrainedLayoutEngine(rect=room, h_pad=0.1, w_pad=0.12))
+def _look_rows(rows: Sequence[Record]) -> dict[str, Look]:
+    """Return the look of every row by its label: a method keeps its colour, sizes differ in style."""
+    looks, styles = {}, cycle(("-", ":", "--", "-."))
+    for row in reversed(rows):  # the largest cache gets the solid line
+        look = {**METHOD_LOOKS[row["method"]], "marker": ""}
+        if row["method"] == "streaming":
+            look["linestyle"] = next(styles)
+        looks[f"{METHOD_NAMES[row['method']]}: {_size(row)}"] = look
+    return dict(reversed(looks.items()))
 
 
-def save_figure(target: Path | str, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
-    with atomic_path(target) as path, matplotlib.rc_context(STYLE):
-        figure.savefig(path, format="png", dpi=200, metadata={"Software": None})
+def _size(row: Record) -> str:
+    return "all tokens" if row["method"] == "dense" else f"{row['n_sink']}+{row['window_size']}"

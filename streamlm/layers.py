@@ -108,6 +108,10 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
             put(stored, plan.slots, _newest(new, plan))
         return seen[0], seen[1]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is held, by name, as it lies in memory."""
+        return {"keys": self.keys, "values": self.values, "sinks": self.sinks}
+
     def turn_ring(self, cos: Tensor, sin: Tensor, *, interleaved: bool) -> None:
         """Turn the keys behind the sinks in place, in the precision of `cos`."""
         ring = self.keys[:, :, self.cfg.n_sink :]
@@ -180,6 +184,12 @@ class NarrowLayer(SinkLayer):
             seen.append(_join(sinks, ring.take(plan.band - n_sink), new, ring.round(new), plan))
             ring.put(plan.slots - n_sink, _newest(new, plan))
         return seen[0], seen[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `SinkLayer`."""
+        rings = zip(("key", "value"), self.rings, strict=True)
+        own = {f"{name}_{part}": getattr(ring, part) for name, ring in rings for part in ("codes", "scales")}
+        return super().tensors() | own
 
     def turn_ring(self, cos: Tensor, sin: Tensor, *, interleaved: bool) -> None:
         """See `SinkLayer`."""

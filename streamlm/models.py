@@ -207,6 +207,17 @@ def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
     Raises:
         ValueError: if the folder holds no such model, or the model is not supported (see `prepare`).
     """
+    model = read_model(folder, dtype=dtype, device=device)
+    _switch(model)
+    return model
+
+
+def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return the causal language model in `folder` as transformers has it; arguments as of `load_model`.
+
+    Raises:
+        ValueError: if the folder holds no such model.
+    """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
@@ -229,9 +240,8 @@ def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
                 f"the weights in {folder} do not fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
                 f"such as {names[0]}; what is missing would be random numbers"
             )
-    model = model.to(device).eval()
-    _switch(model)
-    return model
+    read: PreTrainedModel = model.to(device).eval()
+    return read
 
 
 def model_title(model: PreTrainedModel) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ def write_json(target: Path | str, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(target) as path:
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_jsons(targets: Sequence[Path | str], contents: Sequence[Any]) -> None:
+    """Write each content to its target, as `write_json` does."""
+    for target, content in zip(targets, contents, strict=True):
+        write_json(target, content)
 
 
 def write_text(target: Path | str, text: str) -> None:

@@ -1,6 +1,6 @@
 """Intervals for means of dependent token losses, within the text that was scored."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,27 @@ class Interval:
         """Return the interval of the exponential: from mean loss in nats to perplexity."""
         return Interval(*np.exp([self.mean, self.low, self.high]).tolist())
 
+    def __add__(self, other: "Interval") -> "Interval":
+        """Return the interval of the sum of two means whose errors are independent."""
+        mean = self.mean + other.mean
+        low = np.hypot(self.mean - self.low, other.mean - other.low)
+        high = np.hypot(self.high - self.mean, other.high - other.mean)
+        return Interval(mean, mean - float(low), mean + float(high))
+
+
+@dataclass(frozen=True)
+class Correction:
+    """By how much losses from some query on differ in the mean from those at hand, known from a sample."""
+
+    first: int  # the query
+    difference: Interval  # nats
+
+    def over(self, start: int, stop: int) -> Interval:
+        """Return what it adds to the mean of the losses of queries `start` to `stop` - 1."""
+        share = max(0, stop - max(start, self.first)) / (stop - start)
+        of = self.difference
+        return Interval(share * of.mean, share * of.low, share * of.high)
+
 
 def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
     """Return the mean of a dependent sequence with its percentile interval.
@@ -49,16 +70,43 @@ def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
     sums = np.concatenate(([0.0], np.cumsum(values)))
     block_means = (sums[block:] - sums[:-block]) / block  # (N - block + 1,)
     rng = np.random.default_rng(cfg.seed)
-    drawn = rng.integers(0, len(block_means), size=(cfg.resamples, n_blocks))
-    means = block_means[drawn].mean(axis=1)
+    # One resample at a time: of a stream of millions, all together would not fit into memory.
+    means = [block_means[rng.integers(0, len(block_means), n_blocks)].mean() for _ in range(cfg.resamples)]
     tail = (1 - cfg.confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def describe_losses(losses: np.ndarray, cfg: BootstrapConfig) -> dict[str, Any]:
-    """Return the mean loss in nats and the perplexity of per-token losses (N,), with its interval."""
+def trend(values: np.ndarray, places: np.ndarray) -> dict[str, float]:
+    """Return the slope of values (N,) over places (N,) with its 95 % interval.
+
+    Source: Sen, Estimates of the regression coefficient based on Kendall's tau (1968), through scipy.
+    """
+    from scipy.stats import theilslopes  # here: it takes a second that most callers need not spend
+
+    found = theilslopes(values, places, alpha=0.95)
+    return {"slope": float(found.slope), "low": float(found.low_slope), "high": float(found.high_slope)}
+
+
+def sample_difference(differences: np.ndarray, spacing: float, cfg: BootstrapConfig) -> Interval:
+    """Return the mean of differences (M,) that were taken `spacing` tokens apart, with its interval."""
+    return block_bootstrap(differences, replace(cfg, block=max(1, round(cfg.block / spacing))))
+
+
+def describe_losses(
+    losses: np.ndarray, cfg: BootstrapConfig, *, start: int = 0, correction: Correction | None = None
+) -> dict[str, Any]:
+    """Return the mean loss in nats and the perplexity of per-token losses (N,), with its interval.
+
+    Args:
+        losses: (N,) of the queries from `start` on.
+        cfg: of the bootstrap.
+        start: first query.
+        correction: of the losses, if they stand in for those that are described.
+    """
     mean = block_bootstrap(losses, cfg)
+    if correction is not None:
+        mean += correction.over(start, start + len(losses))
     perplexity = mean.exp()
     return {
         "perplexity": perplexity.mean,
@@ -68,7 +116,9 @@ def describe_losses(losses: np.ndarray, cfg: BootstrapConfig) -> dict[str, Any]:
     }
 
 
-def after_token(losses: np.ndarray, first: int, cfg: BootstrapConfig) -> dict[str, Any] | None:
+def after_token(
+    losses: np.ndarray, first: int, cfg: BootstrapConfig, correction: Correction | None = None
+) -> dict[str, Any] | None:
     """Return `describe_losses` of the losses whose query is token `first` or later; None if there are none.
 
     With `first` the capacity of a cache, these are the tokens scored after its first eviction: query
@@ -77,18 +127,33 @@ def after_token(losses: np.ndarray, first: int, cfg: BootstrapConfig) -> dict[st
     tail = losses[first:]
     if not len(tail):
         return None
-    return {"first_token": first, "scored": len(tail), **describe_losses(tail, cfg)}
+    return {
+        "first_token": first,
+        "scored": len(tail),
+        **describe_losses(tail, cfg, start=first, correction=correction),
+    }
 
 
-def paired_increase(losses: np.ndarray, baseline: np.ndarray, cfg: BootstrapConfig) -> dict[str, Any]:
+def paired_increase(
+    losses: np.ndarray,
+    baseline: np.ndarray,
+    cfg: BootstrapConfig,
+    *,
+    start: int = 0,
+    correction: Correction | None = None,
+) -> dict[str, Any]:
     """Return by how much `losses` exceed `baseline`, token by token on the same tokens, with intervals.
 
     Args:
         losses: (N,) in nats.
         baseline: (N,) in nats, of the same tokens.
         cfg: of the bootstrap.
+        start: first query.
+        correction: of `losses`, if they stand in for those that are meant.
     """
     difference = block_bootstrap(losses.astype(np.float64) - baseline, cfg)
+    if correction is not None:
+        difference += correction.over(start, start + len(losses))
     ratio = difference.exp()
     return {
         "nll_difference_nats": difference.mean,

@@ -130,6 +130,11 @@ class Padding:
     least: int = 0
     most: int = 0
 
+    @classmethod
+    def of(cls, pads: Tensor | None) -> "Padding":
+        """Return the padding of rows with these left pads, (B,)."""
+        return cls() if pads is None else cls(pads, int(pads.min()), int(pads.max()))
+
     def read(self, mask: Tensor | None, n_past: int, n_new: int) -> None:
         """Take in the mask of a pass; once every row has a real token, only check it.
 

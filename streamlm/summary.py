@@ -9,7 +9,7 @@ import numpy as np
 from tabulate import tabulate
 
 from streamlm.records import Record, hash_ids, read_losses, read_record
-from streamlm.stats import BootstrapConfig, after_token, paired_increase
+from streamlm.stats import BootstrapConfig, Correction, Interval, after_token, paired_increase
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,16 @@ class Run:
     """A record with its per-token losses, (N-1,) in nats."""
 
     record: Record
-    losses: np.ndarray
+    losses: np.ndarray  # of a `recompute` run, those of the streaming pass that it is paired with
+
+    @property
+    def correction(self) -> Correction | None:
+        """What the mean of the losses lacks."""
+        sample = self.record.get("recomputed")
+        if sample is None or sample["difference_nats"] is None:
+            return None
+        difference = Interval(sample["difference_nats"], *sample["difference_interval"])
+        return Correction(sample["first_token"], difference)
 
 
 def read_run(path: Path | str) -> Run:
@@ -41,13 +50,14 @@ def with_baseline(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfi
     if baseline.record["method"] != "dense":
         raise ValueError(f"the baseline must be a dense record, got {baseline.record['method']!r}")
     ours, theirs = run.record["streaming"], baseline.record["streaming"]
-    increase = paired_increase(run.losses, baseline.losses, cfg)
+    increase = paired_increase(run.losses, baseline.losses, cfg, correction=run.correction)
+    seconds = ours["runtime_sec"]
     return {
         **run.record,
         "baseline": {**theirs, "after_eviction": after_token(baseline.losses, run.record["capacity"], cfg)},
         "metrics": {
             **run.record["metrics"],
-            "speedup": theirs["runtime_sec"] / ours["runtime_sec"],
+            "speedup": None if seconds is None else theirs["runtime_sec"] / seconds,
             **increase,
         },
         "common": common_tokens(run, baseline, first_token, cfg),
@@ -56,11 +66,12 @@ def with_baseline(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfi
 
 def common_tokens(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfig) -> dict[str, Any] | None:
     """Return how `run` does on the tokens from `first_token` on, alone and paired with `baseline`."""
-    described = after_token(run.losses, first_token, cfg)
+    described = after_token(run.losses, first_token, cfg, run.correction)
     if described is None:
         return None
     tails = run.losses[first_token:], baseline.losses[first_token:]
-    return {**described, **paired_increase(*tails, cfg)}
+    increase = paired_increase(*tails, cfg, start=first_token, correction=run.correction)
+    return {**described, **increase}
 
 
 def check_comparable(records: Sequence[Record], *, same_stream: bool = True) -> None:
@@ -115,17 +126,19 @@ def collect_result(runs: Mapping[str, Path | str], cfg: BootstrapConfig) -> Reco
     """Return the main comparison of one corpus: the streaming record, and every method in `methods`.
 
     Args:
-        runs: record paths by method: "dense", "window" and "streaming".
+        runs: record paths by method: "dense", "window", "recompute" and "streaming".
         cfg: of the bootstrap.
     """
     read = {method: read_run(path) for method, path in runs.items()}
     first_token = read["streaming"].record["capacity"]
     _check_evicts(read["dense"], first_token)
     filled = {method: with_baseline(run, read["dense"], first_token, cfg) for method, run in read.items()}
-    kept = ("n_sink", "window_size", "capacity", "streaming", "metrics", "common", "warnings")
+    kept = ("n_sink", "window_size", "capacity", "streaming", "metrics", "common", "recomputed", "warnings")
     return {
         **filled["streaming"],
-        "methods": {method: {key: record[key] for key in kept} for method, record in filled.items()},
+        "methods": {
+            method: {key: record[key] for key in kept if key in record} for method, record in filled.items()
+        },
     }
 
 
@@ -178,7 +191,12 @@ def interval_text(mean: float, interval: Sequence[float], digits: int = 2) -> st
 
 
 FEW_BLOCKS = 10
-METHOD_NAMES = {"dense": "dense", "window": "window only", "streaming": "streaming (sinks + window)"}
+METHOD_NAMES = {
+    "dense": "dense",
+    "window": "window only",
+    "recompute": "window re-encoded",
+    "streaming": "streaming (sinks + window)",
+}
 
 RESULT_HEADERS = (
     "text",
@@ -210,7 +228,7 @@ def result_rows(results: Sequence[Record]) -> list[tuple[str, ...]]:
                     interval_text(scores["perplexity"], scores["perplexity_interval"]),
                     interval_text(common["perplexity"], common["perplexity_interval"]),
                     "-" if method == "dense" else change,
-                    f"{scores['runtime_sec']:.1f}",
+                    "-" if scores["runtime_sec"] is None else f"{scores['runtime_sec']:.1f}",
                     f"{100 * part['metrics']['compression_ratio']:.1f}",
                 )
             )
@@ -238,9 +256,14 @@ def score_line(record: Record) -> str:
     perplexity = interval_text(scores["perplexity"], scores["perplexity_interval"])
     dtype, storage = record["environment"]["dtype"], record["storage"]
     held = "" if storage == dtype else f", window in {storage},"
+    if "recomputed" in record:
+        sample = record["recomputed"]
+        time = f"estimated from {len(sample['positions'])} tokens, {scores['tokens_per_sec']:.2f} tokens/s, "
+    else:
+        time = f"{scores['runtime_sec']:.2f} s, {scores['tokens_per_sec']:.0f} tokens/s, "
     line = (
         f"{record['method']} {record['n_sink']}+{record['window_size']}{held} on {record['dataset']}: "
-        f"perplexity {perplexity}, {scores['runtime_sec']:.2f} s, {scores['tokens_per_sec']:.0f} tokens/s, "
+        f"perplexity {perplexity}, {time}"
         f"{scores['kv_bytes'] / 2**20:.1f} MiB of KV, "
         f"{100 * metrics['compression_ratio']:.1f} % of the entries dropped"
     )
@@ -256,6 +279,18 @@ def describe_setting(record: Record) -> str:
         f"{record['model']}, {environment['dtype']}, {environment['device']}, "
         f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
     )
+
+
+def _describe_recompute(result: Record) -> list[str]:
+    """Return the paragraph on the method that is estimated, if it is there."""
+    part = result["methods"].get("recompute")
+    if part is None:
+        return []
+    return [
+        f"*{METHOD_NAMES['recompute']}* encodes the last {part['capacity']} tokens from scratch for every "
+        f"token. That was done for {len(part['recomputed']['positions'])} seeded tokens of each text past "
+        "the first eviction; perplexities are those of streaming plus the mean paired difference there."
+    ]
 
 
 def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -> str:
@@ -278,6 +313,7 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
         tabulate(result_rows(results), headers=RESULT_HEADERS, tablefmt="github", disable_numparse=True),
         "Scoring time compares single passes of the same block protocol over the text; it is not decoding "
         "speed.",
+        *_describe_recompute(result),
     ]
     for ablation in ablations:
         headers, rows = ablation_rows(ablation)

@@ -155,3 +155,13 @@ def naive_logits(model, ids: Tensor, windows, n_sink: int, window_size: int, pai
         cache.n_seen += 1
     model.set_attn_implementation(before)
     return torch.cat(logits, dim=1)
+
+
+@torch.inference_mode()
+def recomputed_losses(model: nn.Module, ids: list[int], positions: list[int], capacity: int) -> Tensor:
+    """Losses in nats after some queries, each from a plain pass over its last `capacity` tokens, (M,)."""
+    losses = []
+    for position in positions:
+        seen = torch.tensor([ids[position - capacity + 1 : position + 1]])
+        losses.append(-model(seen).logits[0, -1].log_softmax(-1)[ids[position + 1]])
+    return torch.stack(losses)

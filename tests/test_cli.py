@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,21 @@ def place(tmp_path_factory):
     np.save(path / "ids.npy", np.arange(100, dtype=np.int64))
     np.save(path / "foreign.npy", np.array([1, 5000], dtype=np.int64))
     np.save(path / "floats.npy", np.ones(9))
+    np.save(path / "long.npy", np.random.default_rng(0).integers(0, 257, 60_000))
     (path / "empty.npy").touch()
     (path / "empty.json").write_text("{}")
     return path
 
 
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+
+
+def command(*args):
+    return [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)]
+
+
 def streamlm(place, *args):
-    command = [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    return subprocess.run(command(*args), cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def test_evaluate_writes_record_and_losses(place):
@@ -64,6 +71,70 @@ def test_evaluate_compares_with_a_dense_record(place):
     assert "perplexity against dense" in done.stdout
 
 
+def test_recompute_is_estimated_and_says_so(place):
+    done = streamlm(
+        place, "evaluate", "--model-name", "model", "--tokens", "ids.npy", "--method", "recompute",
+        "--window-size", 20, "--positions", 5, "--output", "r.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "r.json").read_text())
+    assert (record["n_sink"], record["window_size"], record["recomputed"]["paired_with"]) == (0, 24, "4+20")
+    assert len(record["recomputed"]["losses_nats"]) == 5
+    assert "recompute 0+24 on ids.npy" in done.stdout
+    assert "estimated from 5 tokens" in done.stdout
+
+
+def test_killed_run_goes_on_from_its_checkpoint_to_the_same_losses(place):
+    common = ("evaluate", "--model-name", "model", "--tokens", "long.npy", "--window-size", 60)
+    whole = streamlm(place, *common, "--per-token", "whole.npy", "--output", "whole.json")
+    assert whole.returncode == 0, whole.stderr
+    again = (*common, "--checkpoint", "state", "--per-token", "again.npy", "--output", "again.json")
+    killed = subprocess.Popen(command(*again), cwd=place, env=ENVIRONMENT)
+    while not (place / "state").exists():
+        assert killed.poll() is None, "it ended before it kept anything"
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not (place / "again.json").exists()
+    done = streamlm(place, *again)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(place / "again.npy"), np.load(place / "whole.npy"))
+    records = [json.loads((place / name).read_text()) for name in ("whole.json", "again.json")]
+    for record in records:
+        del record["streaming"]["runtime_sec"], record["streaming"]["tokens_per_sec"]
+    assert records[0] == records[1]
+    assert not (place / "state").exists()
+
+
+def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
+    common = (
+        "latency", "--model-name", "model", "--tokens", "ids.npy", "--capacity", 16, "--n-sink", 2,
+        "--runs", 2, "--timed-tokens", 2,
+    )  # fmt: skip
+    done = streamlm(place, *common, "--output-dir", "first")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (place / "first").iterdir())
+    assert names == [f"decoding_latency_{method}_16_sink0.json" for method in ("dense", "recompute")] + [
+        "decoding_latency_streaming_16_sink2.json", "decoding_latency_window_16_sink0.json",
+    ]  # fmt: skip
+    assert done.stdout.count("\n") == 2 + 4
+    baseline = ("--baseline", "first/decoding_latency_streaming_16_sink2.json")
+    again = streamlm(place, *common, "--method", "streaming", *baseline)
+    assert again.returncode == 0, again.stderr
+    assert "ms against" in again.stdout
+    other = streamlm(place, *common, "--method", "dense", *baseline)
+    assert "which was not measured now; ask for it too" in other.stderr
+    for args, message in (
+        (("--method", "steaming"), "unknown method 'steaming'"),
+        (("--runs", 1), "runs must be >= 2, got 1"),
+        (("--capacity", 500), "100 tokens do not fill a cache of 500"),
+        (("--baseline", "empty.json"), "no record of `streamlm latency`"),
+    ):
+        refused = streamlm(place, *common, *args)
+        assert message in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -80,7 +151,7 @@ def test_evaluate_compares_with_a_dense_record(place):
         (["--text", "text.txt", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["--text", "text.txt", "--storage", "int4"], "unknown storage 'int4'; known are bfloat16"),
         (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
-        (["--text", "text.txt", "--per-token", "never.json"], "both name never.json"),
+        (["--text", "text.txt", "--per-token", "never.json"], "two options name the file never.json"),
         (["--text", "text.txt", "--baseline", "empty.json"], "cannot read the losses of empty.json"),
         (["--tokens", "empty.npy"], "cannot read token ids from empty.npy"),
         (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from streamlm.config import METHODS
 from streamlm.experiment import check_config, method_labels, plan_runs, sink_ablation
 
 CONFIG = yaml.safe_load((Path(__file__).parent.parent / "config.yaml").read_text())
@@ -25,14 +26,16 @@ def test_default_config_has_no_fault():
 
 def test_every_distinct_geometry_is_run_once():
     runs = plan_runs(CONFIG)
-    # dense; 5 windows; per capacity 6 sink counts, of which 4+1024 and 4+256 are also windows
-    assert len(runs) == 1 + 5 + 12 - 2
-    assert len({(run["n_sink"], run["window_size"]) for run in runs.values()}) == len(runs)
+    # dense, recompute; 5 windows; per capacity 6 sink counts, of which 4+1024 and 4+256 are also windows;
+    # of the long stream dense, window and 2 capacities
+    assert len(runs) == 2 + 5 + 12 - 2 + 4
+    assert len({(run["max_eval_tokens"], *run["options"].items()) for run in runs.values()}) == len(runs)
 
 
 def test_methods_of_the_main_comparison_hold_the_same_capacity():
     runs, labels = plan_runs(CONFIG), method_labels(CONFIG)
-    window, streaming = runs[labels["window"]], runs[labels["streaming"]]
+    assert list(labels) == list(METHODS)
+    window, streaming = (runs[labels[method]]["options"] for method in ("window", "streaming"))
     assert window["n_sink"] + window["window_size"] == streaming["n_sink"] + streaming["window_size"] == 1028
     assert (window["method"], streaming["method"]) == ("window", "streaming")
 
@@ -58,6 +61,11 @@ def test_sink_ablation_holds_the_capacity_fixed():
         ("experiment.model", "gpt5", "'gpt5' is not under models; use one of smollm2-135m-instruct"),
         ("experiment.corpora", ["c4"], "'c4' is not under corpora"),
         ("experiment.sink_ablation.capacities", [16], "capacity 16 leaves no window beside 16 sinks"),
+        ("long_stream.capacities", [4, 256], "long_stream: capacity 4 leaves no window beside 4 sinks"),
+        ("long_stream.max_eval_tokens", 1000, "1000 tokens never fill the largest cache, 1024"),
+        ("decoding_latency.n_sinks", [4, 512], "decoding_latency: capacity 512 leaves no window beside 512"),
+        ("decoding_latency.runs", 1, "decoding_latency.runs: 1 is too small; use 2 or more"),
+        ("decoding_latency.long_run.capacity", 3, "decoding_latency.long_run: capacity 3 leaves no window"),
         ("experiment.max_eval_tokens", 2000, "2000 tokens never fill the largest cache, 2052"),
         ("compute.dtype", "float8", "'float8' is not known; use one of float32"),
         ("bootstrap.block", 16, "bootstrap.block: 16 is too small; use 128 or more"),

@@ -18,15 +18,15 @@ from streamlm.figures import (
     plot_ablation_window_size,
     plot_main_comparison,
     plot_results_summary,
-    save_figure,
 )
 from streamlm.perplexity import measure_perplexity
+from streamlm.plotting import save_figure
 from streamlm.records import write_array, write_json
 from streamlm.stats import BootstrapConfig
 from streamlm.summary import RESULT_HEADERS, collect_ablation, collect_result, result_rows
 
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
-METHODS = ("dense", "window", "streaming")
+METHODS = ("dense", "window", "recompute", "streaming")
 BOOTSTRAP = BootstrapConfig(block=16, resamples=200)
 WINDOWS, CAPACITIES, SINKS = (8, 16, 32), (20, 36), (0, 1, 2, 4, 8, 16)
 CHANGE = "ppl_increase_percent"
@@ -44,7 +44,7 @@ def measure(tmp_path_factory):
             ids = np.random.default_rng(TEXTS.index(text)).integers(VOCAB, size=300)
             record, losses = measure_perplexity(
                 model_dir=folder / "model", ids=ids, dataset=text, method=method, n_sink=n_sink,
-                window_size=window_size, device="cpu", torch_threads=1, bootstrap=BOOTSTRAP,
+                window_size=window_size, positions=8, device="cpu", torch_threads=1, bootstrap=BOOTSTRAP,
                 title="SmolLM2-135M-Instruct, Q4_1 dequantised",
             )  # fmt: skip
             record["environment"]["processor"] = "AMD EPYC 9R14 96-Core Processor"
@@ -93,6 +93,12 @@ def lines(axes):
     return [line.get_xdata(orig=False) for line in drawn], [line.get_ydata(orig=False) for line in drawn]
 
 
+def curves(axes):
+    """The values of all drawn lines with more than two points."""
+    drawn = (line.get_ydata(orig=False) for line in axes.lines)
+    return [np.asarray(values, dtype=float) for values in drawn if len(values) > 2]
+
+
 def visible_texts(figure):
     """Every text that is drawn, by its box in pixels; ticks outside the view are not drawn."""
     FigureCanvasAgg(figure).draw()
@@ -106,8 +112,8 @@ def visible_texts(figure):
     return [(text.get_text(), text.get_window_extent()) for text in drawn if text not in hidden]
 
 
-def assert_readable(figure, texts):
-    """Every text lies on the canvas and on no other; every axis is labelled; every name is there."""
+def assert_uncluttered(figure):
+    """Every text lies on the canvas and on no other; every axis is labelled. Return all that is written."""
     written = visible_texts(figure)
     canvas = figure.bbox
     for text, box in written:
@@ -117,7 +123,12 @@ def assert_readable(figure, texts):
         assert not box.overlaps(other_box), f"{text!r} lies on {other!r}"
     for axes in figure.axes:
         assert not axes.axison or (axes.get_xlabel() and axes.get_ylabel())
-    everything = " ".join(" ".join(text.split()) for text, _ in written)
+    return " ".join(" ".join(text.split()) for text, _ in written)
+
+
+def assert_readable(figure, texts):
+    """The figure is uncluttered; every name is there."""
+    everything = assert_uncluttered(figure)
     setting = ("SmolLM2-135M-Instruct, Q4_1 dequantised", "AMD EPYC 9R14 96-Core Processor", "300 tokens")
     for name in (*texts, *setting, "intervals: 95 % moving-block bootstrap, within this text"):
         assert name in everything
@@ -131,14 +142,21 @@ def test_main_comparison_shows_the_records_numbers(results, n_texts):
     perplexity, runtime, speedup, dropped = figure.axes
     assert_allclose(bars(perplexity), [part["common"]["perplexity"] for part in parts])
     assert_allclose(error_bars(perplexity), [part["common"]["perplexity_interval"] for part in parts])
-    assert_allclose(bars(runtime), [part["streaming"]["runtime_sec"] for part in parts])
-    assert_allclose(bars(speedup), [part["metrics"]["speedup"] for part in parts])
+    assert_allclose(bars(runtime), [part["streaming"]["runtime_sec"] or 0 for part in parts])
+    assert_allclose(bars(speedup), [part["metrics"]["speedup"] or 0 for part in parts])
     assert_allclose(bars(dropped), [100 * part["metrics"]["compression_ratio"] for part in parts])
     for axes in figure.axes:
-        numbers = [float(text.get_text().replace(",", "")) for text in axes.texts]
+        written = [text.get_text().replace(",", "") for text in axes.texts]
+        assert written.count("n/a") == (n_texts if axes in (runtime, speedup) else 0)  # of recompute
+        numbers = [0 if text == "n/a" else float(text) for text in written]
         assert_allclose(numbers, bars(axes), rtol=1e-3, atol=0.005)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [label.split(": ")[1] for label in legend] == ["all tokens", "0+32 tokens", "4+28 tokens"]
+    assert [label.split(": ")[1] for label in legend] == [
+        "all tokens",
+        "0+32 tokens",
+        "0+32 tokens",
+        "4+28 tokens",
+    ]
 
 
 def test_main_comparison_draws_bars_over_their_own_text(results):
@@ -155,8 +173,9 @@ def test_missing_values_are_named_not_drawn(results):
         part["metrics"]["speedup"] = part["common"] = None
     figure = plot_main_comparison(changed)
     assert_readable(figure, TEXTS)
-    for axes in (figure.axes[0], figure.axes[2]):
-        assert [text.get_text() for text in axes.texts].count("n/a") == len(METHODS)
+    others = len(TEXTS) - 1  # there recompute has no speed-up either
+    for axes, expected in ((figure.axes[0], len(METHODS)), (figure.axes[2], len(METHODS) + others)):
+        assert [text.get_text() for text in axes.texts].count("n/a") == expected
 
 
 @pytest.mark.parametrize("texts", [TEXTS[:1], TEXTS[:2], TEXTS])

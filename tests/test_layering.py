@@ -16,7 +16,7 @@ LAYERS = {
     "config": set(),
     "provenance": set(),
     "records": {"numpy"},
-    "stats": {"numpy"},
+    "stats": {"numpy", "scipy"},
     "experiment": {"jsonschema", "yaml"},
     "rope": {"torch"},
     "attention": {"torch"},
@@ -30,10 +30,18 @@ LAYERS = {
     "text": {"mwparserfromhell"},
     "data": {"numpy", "transformers"},
     "gguf": {"torch", "transformers", "gguf", "tokenizers"},
+    "checkpoint": {"numpy", "torch", "safetensors"},
+    "scoring": {"numpy", "torch", "transformers"},
     "perplexity": {"numpy", "torch", "tqdm", "transformers"},
+    "memory": {"torch"},
+    "latency": {"numpy", "torch", "tqdm", "transformers"},
     "summary": {"numpy", "tabulate"},
+    "long_stream": {"numpy"},
+    "latency_summary": {"numpy", "tabulate"},
+    "plotting": {"numpy", "matplotlib"},
     "figures": {"numpy", "matplotlib"},
-    "cli": {"typer", "numpy"},
+    "latency_figures": {"numpy", "matplotlib"},
+    "cli": {"typer", "numpy", "tabulate"},
 }
 
 

@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from streamlm.cache import SinkCache
-from streamlm.config import StreamConfig
+from streamlm.config import METHODS, StreamConfig
 from streamlm.models import load_model, prepare
-from streamlm.perplexity import measure_perplexity, score_stream
+from streamlm.perplexity import measure_perplexity
 from streamlm.records import write_array, write_json
+from streamlm.scoring import score_stream
 from streamlm.stats import BootstrapConfig
 from streamlm.summary import collect_ablation, collect_result, experiment_summary, read_run, with_baseline
 
@@ -128,7 +129,7 @@ def test_record_says_what_was_measured(folder):
 
 
 def test_result_fills_the_baseline_from_a_dense_record_of_the_same_tokens(folder, tmp_path):
-    runs = {name: stored(folder, tmp_path, name, method=name) for name in ("dense", "window", "streaming")}
+    runs = {name: stored(folder, tmp_path, name, method=name, positions=9) for name in METHODS}
     result = collect_result(runs, BOOTSTRAP)
     dense, streaming = read_run(runs["dense"]), read_run(runs["streaming"])
     assert result["baseline"]["perplexity"] == dense.record["streaming"]["perplexity"]
@@ -137,10 +138,48 @@ def test_result_fills_the_baseline_from_a_dense_record_of_the_same_tokens(folder
     assert result["metrics"]["speedup"] == pytest.approx(
         dense.record["streaming"]["runtime_sec"] / streaming.record["streaming"]["runtime_sec"]
     )
-    assert list(result["methods"]) == ["dense", "window", "streaming"]
+    assert list(result["methods"]) == list(METHODS)
     summary = experiment_summary([result], [])
     assert "random ids" in summary
+    assert "That was done for 9 seeded tokens" in summary
     assert "too narrow" in summary  # 167 tokens are not two blocks
+
+
+def test_recompute_at_every_position_is_its_own_mean(folder, tmp_path):
+    """From a sample of all there is nothing left to estimate."""
+    record, losses = measure(folder, method="recompute", positions=10_000)
+    sample, scores = record["recomputed"], record["streaming"]
+    assert sample["positions"] == list(range(32, 199))
+    assert np.array_equal(losses, measure(folder)[1])  # of the streaming pass it is paired with
+    again = np.array(sample["losses_nats"])
+    assert scores["after_eviction"]["nll_nats"] == pytest.approx(again.mean(), abs=1e-6)
+    assert scores["nll_nats"] == pytest.approx(np.r_[losses[:32], again].mean(), abs=1e-6)
+    assert (scores["runtime_sec"], scores["kv_tokens"]) == (None, 32)
+    assert scores["tokens_per_sec"] > 0
+    dense = read_run(stored(folder, tmp_path, "dense", method="dense"))
+    filled = with_baseline(
+        read_run(stored(folder, tmp_path, "r", method="recompute", positions=10_000)), dense, 40, BOOTSTRAP
+    )
+    assert filled["metrics"]["speedup"] is None
+    expected = (again - dense.losses[32:])[8:].mean()
+    # the mean difference is that of all positions, the tokens behind 40 are judged
+    shift = sample["difference_nats"] - (again - losses[32:])[8:].mean()
+    assert filled["common"]["nll_difference_nats"] == pytest.approx(expected + shift, abs=1e-6)
+
+
+def test_recompute_from_a_sample_has_the_wider_interval(folder):
+    few, all_of_them = (measure(folder, method="recompute", positions=n)[0] for n in (6, 10_000))
+    widths = [np.diff(record["recomputed"]["difference_interval"])[0] for record in (few, all_of_them)]
+    assert 0 < widths[1] < widths[0]
+    assert len(few["recomputed"]["losses_nats"]) == 6
+
+
+def test_recompute_before_any_eviction_is_dense(folder):
+    record, _ = measure(folder, method="recompute", positions=4, window_size=999)
+    assert record["recomputed"]["positions"] == []
+    assert record["streaming"]["nll_nats"] == pytest.approx(
+        measure(folder, method="dense")[1].mean(), abs=1e-5
+    )
 
 
 def test_text_that_never_fills_the_cache_is_refused(folder, tmp_path):
@@ -179,7 +218,8 @@ def test_ablation_judges_every_row_on_the_tokens_past_the_largest_capacity(folde
     [
         ({"n_sink": -1}, "n_sink must be >= 0, got -1"),
         ({"window_size": 0}, "window_size must be >= 1, got 0"),
-        ({"method": "steaming"}, "unknown method 'steaming'; known are dense, window, streaming"),
+        ({"method": "recompute"}, "recompute is estimated at positions >= 1, got 0"),
+        ({"method": "steaming"}, "unknown method 'steaming'; known are dense, window, recompute, streaming"),
         ({"ids": np.array([1, VOCAB])}, f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
         ({"ids": np.array([1, -1])}, "token id -1 is outside the vocabulary"),
         ({"ids": np.array([1])}, "at least 2 are needed"),

@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from streamlm.stats import BootstrapConfig, after_token, block_bootstrap, describe_losses, paired_increase
+from streamlm.stats import (
+    BootstrapConfig,
+    Correction,
+    Interval,
+    after_token,
+    block_bootstrap,
+    describe_losses,
+    paired_increase,
+    sample_difference,
+    trend,
+)
 
 CFG = BootstrapConfig(resamples=1000)
 
@@ -59,3 +69,36 @@ def test_pairing_removes_what_both_share():
     found = paired_increase(shared + 0.01, shared, CFG)
     low, high = found["ppl_increase_percent_interval"]
     assert low == pytest.approx(high) == pytest.approx(100 * (np.exp(0.01) - 1))
+
+
+def test_correction_counts_by_the_share_of_the_tokens_it_is_for():
+    correction = Correction(6, Interval(0.2, 0.1, 0.4))
+    assert correction.over(6, 10) == correction.difference
+    assert correction.over(0, 6) == Interval(0, 0, 0)
+    assert correction.over(2, 10).mean == pytest.approx(0.1)
+    losses = np.ones(10)
+    assert describe_losses(losses, CFG, correction=correction)["nll_nats"] == pytest.approx(1 + 0.2 * 4 / 10)
+    assert after_token(losses, 8, CFG, correction)["nll_nats"] == pytest.approx(1.2)
+    paired = paired_increase(losses, losses, CFG, correction=correction)
+    assert paired["nll_difference_interval"] == pytest.approx([0.04, 0.16])
+
+
+def test_errors_of_a_sum_add_like_independent_ones():
+    assert Interval(1, 0.7, 1.3) + Interval(2, 1.6, 2.4) == Interval(3, 2.5, 3.5)
+
+
+def test_interval_of_a_sample_covers_the_mean_it_was_drawn_from():
+    covered = 0
+    for seed in range(200):
+        values = autoregressive(4096, seed, carry=0.9)
+        drawn = values[np.arange(32) * 128 + np.random.default_rng(seed).integers(0, 128, 32)]
+        found = sample_difference(drawn, 128, CFG)
+        covered += found.low <= values.mean() <= found.high
+    assert covered / 200 > 0.88
+
+
+def test_trend_finds_a_slope_and_is_sure_of_it_as_far_as_the_noise_lets():
+    places, noise = np.arange(60) / 10, np.random.default_rng(0).normal(size=60)
+    found = trend(2 * places + noise, places)
+    assert found["low"] < 2 < found["high"]
+    assert 0 < trend(2 * places + 0.01 * noise, places)["low"] < 2.01

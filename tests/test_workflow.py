@@ -23,9 +23,17 @@ PARTS = (
     "Makefile",
     "envs",
 )
-PLOTS = {"plot_main_comparison", "plot_results_summary", "plot_ablation_window_size", "plot_ablation_n_sink"}
-COLLECTS = {"collect_result", "collect_ablation_window_size", "collect_ablation_n_sink"}
-DRAWN = COLLECTS | PLOTS | {"write_summary"}
+LOSS_PLOTS = {
+    "plot_main_comparison", "plot_results_summary", "plot_ablation_window_size", "plot_ablation_n_sink",
+    "plot_long_stream",
+}  # fmt: skip
+COLLECTS = {
+    "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
+}  # fmt: skip
+SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary"}  # of the losses
+SCORED = SHOWN | {"measure_perplexity"}
+TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
+TIMED = TIMED_SHOWN | {"measure_latency", "measure_long_run"}
 
 
 def snakemake(place, *args):
@@ -79,14 +87,18 @@ def edit(finished):
 
 def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
-    for name in ("main_comparison", "ablation_window_size", "ablation_n_sink", "results_summary"):
+    for name in sorted(name.removeprefix("plot_") for name in LOSS_PLOTS | {"plot_decoding_latency"}):
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     summary = (results / "experiment_summary.md").read_text()
     result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
     assert result["model"] == "tiny untrained Llama"
     assert result["dataset"] == "README of this project" in summary
     assert result["environment"]["torch_threads"] == len(os.sched_getaffinity(0))
-    assert len(list((results / "runs").glob("*/*.json"))) == 8  # 4 distinct geometries, 2 texts
+    # 4 distinct geometries, recompute and 4 long streams, of 2 texts
+    assert len(list((results / "runs").glob("*/*.json"))) == 18
+    assert len(list(results.glob("decoding_latency_*_*_sink*.json"))) == 8  # 4 methods, 2 capacities
+    assert "# What a decoded token costs" in (results / "decoding_latency_summary.md").read_text()
+    assert not any((results / "checkpoints").glob("*"))
 
 
 def test_second_run_does_nothing(finished):
@@ -96,16 +108,25 @@ def test_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("streamlm/figures.py", "", "SPARE = 1\n", PLOTS),
-        ("streamlm/summary.py", "METHOD_NAMES =", "SPARE = 1\nMETHOD_NAMES =", DRAWN),
-        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", {"measure_perplexity"} | DRAWN),
+        ("streamlm/figures.py", "", "SPARE = 1\n", LOSS_PLOTS),
+        ("streamlm/plotting.py", "", "SPARE = 1\n", LOSS_PLOTS | {"plot_decoding_latency"}),
+        ("streamlm/latency_figures.py", "", "SPARE = 1\n", {"plot_decoding_latency"}),
+        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED),
+        (
+            "streamlm/long_stream.py",
+            "PART =",
+            "SPARE = 1\nPART =",
+            {"collect_long_stream", "plot_long_stream"},
+        ),
+        ("streamlm/summary.py", "METHOD_NAMES =", "SPARE = 1\nMETHOD_NAMES =", SHOWN | TIMED_SHOWN),
+        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", SCORED | TIMED),
         ("streamlm/experiment.py", "SCHEMA =", "SPARE = 1\nSCHEMA =", set()),
         ("streamlm/cli.py", "app =", "SPARE = 1\napp =", set()),
         ("streamlm/rope.py", "import torch\n", "import torch  # a comment\n", set()),
         ("streamlm/rope.py", '"""', '"""Another docstring. ', set()),
         ("workflow/scripts/measure_perplexity.py", "import sys", "import sys", set()),  # a touch
         ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
-        ("config.yaml", "resamples: 2000", "resamples: 2001", {"measure_perplexity"} | DRAWN),
+        ("config.yaml", "resamples: 2000", "resamples: 2001", SCORED),
     ],
 )
 def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):

@@ -12,6 +12,15 @@ def code_of(script):
     return code_fingerprint(f"{workflow.basedir}/workflow/{script}")
 
 
+# Decoding is timed on the first text.
+LATENCY = [
+    f"{RESULTS}/decoding_latency_{experiment.latency_label(method, '{capacity}', n_sink)}.json"
+    for method, n_sink in experiment.latency_sides(config)
+]
+LATENCIES = expand(LATENCY, capacity=config["decoding_latency"]["capacities"])
+LONG_RUN = f"{RESULTS}/decoding_latency_long_run.json"
+
+
 def run_records(points):
     """Return the records of (n_sink, window_size) points, corpus by corpus."""
     labels = [experiment.run_label(*point) for point in points]
@@ -22,3 +31,4 @@ wildcard_constraints:
     corpus="|".join(config["corpora"]),
     model="|".join(config["models"]),
     label="|".join(RUNS),
+    capacity="[0-9]+",

@@ -59,3 +59,34 @@ rule plot_ablation_n_sink:
         code=code_of("scripts/plot_ablation_n_sink.py"),
     script:
         "../scripts/plot_ablation_n_sink.py"
+
+
+rule plot_long_stream:
+    input:
+        expand(f"{RESULTS}/streaming_llm/{{corpus}}_long_stream.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/long_stream.png",
+    log:
+        f"{RESULTS}/logs/plot_long_stream.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_long_stream.py"),
+    script:
+        "../scripts/plot_long_stream.py"
+
+
+rule plot_decoding_latency:
+    input:
+        records=LATENCIES,
+        long_run=LONG_RUN,
+    output:
+        f"{RESULTS}/figures/decoding_latency.png",
+    log:
+        f"{RESULTS}/logs/plot_decoding_latency.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_decoding_latency.py"),
+    script:
+        "../scripts/plot_decoding_latency.py"

@@ -21,10 +21,65 @@ rule measure_perplexity:
     params:
         title=config["models"][MODEL]["title"],
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
-        max_eval_tokens=config["experiment"]["max_eval_tokens"],
-        run=lookup(dpath="{label}", within=RUNS),
-        compute=config["compute"],
+        max_eval_tokens=lookup(dpath="{label}/max_eval_tokens", within=RUNS),
+        options=lookup(dpath="{label}/options", within=RUNS),
+        checkpoint=f"{RESULTS}/checkpoints/{{corpus}}_{{label}}.safetensors",
         bootstrap=config["bootstrap"],
         code=code_of("scripts/measure_perplexity.py"),
     script:
         "../scripts/measure_perplexity.py"
+
+
+# Methods are compared turn by turn, so one job times all of one capacity.
+rule measure_latency:
+    input:
+        model=experiment.model_folder(config, MODEL),
+        model_files=experiment.model_files(config, MODEL),
+        tokens=f"data/tokens/{MODEL}/{CORPORA[0]}.npy",
+    output:
+        LATENCY,
+    log:
+        f"{RESULTS}/logs/measure_latency/{{capacity}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_latency/{{capacity}}.tsv"
+    conda:
+        "../../envs/streamlm.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        title=config["models"][MODEL]["title"],
+        dataset=config["corpora"][CORPORA[0]]["title"],
+        sides=experiment.latency_sides(config),
+        latency=experiment.latency_settings(config),
+        compute=config["compute"],
+        code=code_of("scripts/measure_latency.py"),
+    script:
+        "../scripts/measure_latency.py"
+
+
+rule measure_long_run:
+    input:
+        model=experiment.model_folder(config, MODEL),
+        model_files=experiment.model_files(config, MODEL),
+        tokens=f"data/tokens/{MODEL}/{CORPORA[0]}.npy",
+    output:
+        LONG_RUN,
+    log:
+        f"{RESULTS}/logs/measure_long_run.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_long_run.tsv"
+    conda:
+        "../../envs/streamlm.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        title=config["models"][MODEL]["title"],
+        dataset=config["corpora"][CORPORA[0]]["title"],
+        n_sink=config["decoding_latency"]["n_sinks"][0],
+        long_run=config["decoding_latency"]["long_run"],
+        compute=config["compute"],
+        code=code_of("scripts/measure_long_run.py"),
+    script:
+        "../scripts/measure_long_run.py"

@@ -68,3 +68,39 @@ rule write_summary:
         code=code_of("scripts/write_summary.py"),
     script:
         "../scripts/write_summary.py"
+
+
+rule collect_long_stream:
+    input:
+        expand(
+            f"{RESULTS}/runs/{{corpus}}/{{label}}.json",
+            label=experiment.long_stream_labels(config),
+            allow_missing=True,
+        ),
+    output:
+        f"{RESULTS}/streaming_llm/{{corpus}}_long_stream.json",
+    log:
+        f"{RESULTS}/logs/collect_long_stream/{{corpus}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/collect_long_stream.py"),
+    script:
+        "../scripts/collect_long_stream.py"
+
+
+rule write_latency_summary:
+    input:
+        records=LATENCIES,
+        long_run=LONG_RUN,
+    output:
+        f"{RESULTS}/decoding_latency_summary.md",
+    log:
+        f"{RESULTS}/logs/write_latency_summary.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/write_latency_summary.py"),
+    script:
+        "../scripts/write_latency_summary.py"

@@ -15,8 +15,8 @@ record, losses = measure_perplexity(
     ids=np.load(snakemake.input.tokens)[: snakemake.params.max_eval_tokens],
     dataset=snakemake.params.dataset,
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
-    **snakemake.params.run,
-    **snakemake.params.compute,
+    checkpoint=snakemake.params.checkpoint,
+    **snakemake.params.options,
 )
 write_array(snakemake.output.losses, losses)
 write_json(snakemake.output.record, record)

@@ -1,7 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.figures import plot_ablation_n_sink, save_figure
+from streamlm.figures import plot_ablation_n_sink
+from streamlm.plotting import save_figure
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

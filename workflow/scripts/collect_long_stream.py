@@ -1,0 +1,11 @@
+import sys
+from pathlib import Path
+
+from streamlm.long_stream import collect_long_stream
+from streamlm.records import write_json
+from streamlm.stats import BootstrapConfig
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+record = collect_long_stream(snakemake.input, BootstrapConfig(**snakemake.params.bootstrap))
+write_json(snakemake.output[0], record)

@@ -1,0 +1,21 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from streamlm.latency import LatencyConfig, measure_latency
+from streamlm.records import write_jsons
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+records = measure_latency(
+    model_dir=snakemake.input.model,
+    title=snakemake.params.title,
+    ids=np.load(snakemake.input.tokens),
+    dataset=snakemake.params.dataset,
+    capacity=int(snakemake.wildcards.capacity),
+    sides=snakemake.params.sides,
+    latency=LatencyConfig(**snakemake.params.latency),
+    **snakemake.params.compute,
+)
+write_jsons(snakemake.output, records)

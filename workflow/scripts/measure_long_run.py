@@ -1,0 +1,20 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from streamlm.latency import measure_long_run
+from streamlm.records import write_json
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+record = measure_long_run(
+    model_dir=snakemake.input.model,
+    title=snakemake.params.title,
+    ids=np.load(snakemake.input.tokens),
+    dataset=snakemake.params.dataset,
+    n_sink=snakemake.params.n_sink,
+    **snakemake.params.long_run,
+    **snakemake.params.compute,
+)
+write_json(snakemake.output[0], record)

@@ -1,0 +1,10 @@
+import sys
+from pathlib import Path
+
+from streamlm.latency_summary import latency_summary
+from streamlm.records import read_record, write_text
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+records = [read_record(path) for path in snakemake.input.records]
+write_text(snakemake.output[0], latency_summary(records, read_record(snakemake.input.long_run)))
