@@ -88,12 +88,16 @@ def _contradictions(config: Config) -> Iterator[str]:
         "experiment": max(map(sum, [main, *window_ablation(config), *sink_ablation(config)])),
         "long_stream": max(config["long_stream"]["capacities"]),
     }
-    for section, capacity in largest.items():
-        n_tokens = config[section]["max_eval_tokens"]
+    for section, key in (
+        ("experiment", "max_eval_tokens"),
+        ("long_stream", "max_eval_tokens"),
+        ("long_stream", "baseline_tokens"),
+    ):
+        n_tokens, capacity = config[section][key], largest[section]
         if capacity >= n_tokens - 1:
             yield (
-                f"{section}.max_eval_tokens: {n_tokens} tokens never fill the largest cache, {capacity}; "
-                "raise it or take smaller windows"
+                f"{section}.{key}: {n_tokens} tokens never fill the largest cache, {capacity}; raise it or "
+                "take smaller windows"
             )
     long, latency = config["long_stream"], config["decoding_latency"]
     for section, n_sink, capacity in (
@@ -160,11 +164,11 @@ def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
     }
     for size in sizes:
         runs[run_label(*size)] = run("streaming" if size[0] else "window", *size, n_tokens)
-    n_dense = min(long["dense_tokens"], n_long)
-    runs["long_dense"] = run("dense", 0, n_dense, n_dense, dtype=long["dtype"])
+    n_short = min(long["baseline_tokens"], n_long)
+    runs["long_dense"] = run("dense", 0, n_short, n_short, dtype=long["dtype"])
     for size in long_stream(config):
-        method = "streaming" if size[0] else "window"
-        runs[f"long_{run_label(*size)}"] = run(method, *size, n_long, dtype=long["dtype"])
+        method, n_tokens = ("streaming", n_long) if size[0] else ("window", n_short)
+        runs[f"long_{run_label(*size)}"] = run(method, *size, n_tokens, dtype=long["dtype"])
     return runs
 
 

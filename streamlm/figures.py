@@ -242,7 +242,8 @@ def plot_long_stream(streams: Sequence[Record]) -> Figure:
     dense = streams[0]["rows"][0]["tokens_seen"][-1]
     notes = [
         describe_setting(streams[0]),
-        f"{' / '.join(f'{n:,}' for n in dict.fromkeys(counts))} tokens of each text, dense to {dense:,}; "
+        f"{' / '.join(f'{n:,}' for n in dict.fromkeys(counts))} tokens of each text, dense and window only "
+        f"to {dense:,}; "
         f"{end}{streams[0]['protocol']}",
     ]
     finish(figure, "Perplexity along a stream far past the trained length", handles, notes)

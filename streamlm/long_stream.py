@@ -17,7 +17,7 @@ def collect_long_stream(paths: Sequence[Path | str], cfg: BootstrapConfig) -> Re
     """Return how the runs over one text do along it; the last of them is what the others are paired with.
 
     Args:
-        paths: of run records of one text; dense may be over its beginning only.
+        paths: of run records of one text; all but the last may be over its beginning only.
         cfg: of the bootstrap.
 
     Raises:

@@ -62,7 +62,7 @@ def test_sink_ablation_holds_the_capacity_fixed():
         ("experiment.corpora", ["c4"], "'c4' is not under corpora"),
         ("experiment.sink_ablation.capacities", [16], "capacity 16 leaves no window beside 16 sinks"),
         ("long_stream.capacities", [4, 256], "long_stream: capacity 4 leaves no window beside 4 sinks"),
-        ("long_stream.max_eval_tokens", 1000, "1000 tokens never fill the largest cache, 1024"),
+        ("long_stream.max_eval_tokens", 400, "max_eval_tokens: 400 tokens never fill the largest cache, 512"),
         ("decoding_latency.n_sinks", [4, 512], "decoding_latency: capacity 512 leaves no window beside 512"),
         ("decoding_latency.runs", 1, "decoding_latency.runs: 1 is too small; use 2 or more"),
         ("decoding_latency.long_run.capacity", 3, "decoding_latency.long_run: capacity 3 leaves no window"),

@@ -95,7 +95,7 @@ def test_long_stream_shows_the_records_numbers(streams):
         *TEXTS,
         "SmolLM2-135M-Instruct, Q4_1 dequantised",
         "5,000 tokens",
-        "dense to 1,536",
+        "to 1,536",
         "1,500",
     ):
         assert name in written
