@@ -192,53 +192,24 @@ def compare_losses(ours, worker, stream, capacity, count):
     return float((losses - torch.tensor(theirs)).abs().max())
 
 
-class Young:
-    """A stream that begins anew, behind a full cache, every time it is asked what a token costs."""
-
-    def __init__(self, model, stream, capacity):
-        self.model, self.stream, self.capacity = model, stream, capacity
-        cache = SinkCache(model.config, N_SINK, capacity - N_SINK)
-        model(stream[:, :capacity], past_key_values=cache)
-        self.state = cache.state_dict()
-
-    def __call__(self):
-        cache, times = SinkCache(self.model.config, N_SINK, self.capacity - N_SINK), []
-        cache.load_state_dict(self.state)
-        for t in range(self.capacity, self.capacity + 8):
-            begin = time.perf_counter()
-            self.model(self.stream[:, t : t + 1], past_key_values=cache).logits[:, -1].argmax(-1)
-            times.append(1e3 * (time.perf_counter() - begin))
-        return float(np.median(times))
-
-
 class Marks(StoppingCriteria):
-    """Note the time of every token but the first and the memory behind it; now and then ask `young`."""
+    """Note time and resident memory after every token; never stop."""
 
-    def __init__(self, total, young):
-        self.step_ms, self.bytes, self.young_ms, self.young = [], [], [], young
+    def __init__(self, total):
+        self.seconds, self.bytes = [], []
         self.process, self.bar = psutil.Process(), tqdm(total=total, unit="token", disable=None)
-        self.begin = None
 
     def __call__(self, input_ids, scores, **_):
-        if self.begin is not None:
-            self.step_ms.append(1e3 * (time.perf_counter() - self.begin))
-            self.bytes.append(self.process.memory_info().rss)
-        if len(self.step_ms) % RUN == 0:
-            self.young_ms.append(self.young())
+        self.seconds.append(time.perf_counter())
+        self.bytes.append(self.process.memory_info().rss)
         self.bar.update()
-        self.begin = time.perf_counter()
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 @torch.inference_mode()
 def measure_long(model, stream, capacity, n_tokens):
-    """Return time and resident memory along one long `generate`, and their trends.
-
-    What a token costs in a young stream is timed before and behind every run of tokens: the trend of the
-    ratio is that of the stream's length, whatever else slows the machine.
-    """
-    cache = SinkCache(model.config, N_SINK, capacity - N_SINK)
-    marks = Marks(n_tokens, Young(model, stream, capacity))
+    """Return time and resident memory along one long `generate`, and their trends."""
+    cache, marks = SinkCache(model.config, N_SINK, capacity - N_SINK), Marks(n_tokens)
     prompt = stream[:, :capacity]
     model.generate(
         prompt,
@@ -250,21 +221,19 @@ def measure_long(model, stream, capacity, n_tokens):
         pad_token_id=0,
         stopping_criteria=StoppingCriteriaList([marks]),
     )
-    whole = len(marks.step_ms) // RUN * RUN
-    times = np.median(np.array(marks.step_ms[:whole]).reshape(-1, RUN), axis=1)
-    young = np.array(marks.young_ms)
-    young = (young[: len(times)] + np.append(young, young[-1])[1 : len(times) + 1]) / 2  # before and behind
-    memory = np.array(marks.bytes[:whole]).reshape(-1, RUN).max(axis=1) / 2**20
+    step_ms = 1e3 * np.diff(marks.seconds)
+    whole = len(step_ms) // RUN * RUN
+    times = np.median(step_ms[:whole].reshape(-1, RUN), axis=1)
+    memory = np.array(marks.bytes)[1 : whole + 1].reshape(-1, RUN).max(axis=1) / 2**20
     thousands = RUN / 1000 * (np.arange(len(times)) + 0.5)
     return {
         "tokens_thousands": thousands.tolist(),
         "step_ms": times.tolist(),
-        "young_ms": young.tolist(),
         "resident_mib": memory.tolist(),
         "cache_bytes": cache.nbytes,
-        # Slope and its 95 % interval, per thousand tokens.
-        "step_percent_trend": trend(100 * times / young, thousands),
-        "resident_mib_trend": trend(memory, thousands),
+        # Slope, then its 95 % interval, per thousand tokens.
+        "step_ms_trend": [*trend(times, thousands).values()],
+        "resident_mib_trend": [*trend(memory, thousands).values()],
     }
 
 
@@ -320,11 +289,13 @@ def main():
     del plain
     worker.process.stdin.close()
     long = measure_long(ours, stream, 512, options.long)
-    print(f"\nGenerating {options.long} tokens with {N_SINK}+508:")
-    for name, key, unit in (("step_ms", "step_percent", "%"), ("resident_mib", "resident_mib", "MiB")):
-        told = "{slope:+.3f} [{low:+.3f}, {high:+.3f}]".format(**long[f"{key}_trend"])
-        print(f"{name}: median {np.median(long[name]):.2f}, trend {told} {unit} per 1,000 tokens")
-    print("(the trend of the time is that of its ratio to young streams beside it)")
+    for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):
+        slope, low, high = long[f"{name}_trend"]
+        values = np.array(long[name])
+        print(
+            f"\nGenerating {options.long} tokens with {N_SINK}+508: {np.median(values):.2f} {unit},", end=" "
+        )
+        print(f"trend {slope:+.4f} [{low:+.4f}, {high:+.4f}] {unit} per 1,000 tokens")
     record = {"about": about, "updates": updates, "losses_differ_nats": difference, "decoding": decoding}
     options.output.write_text(json.dumps(record | {"long": long}, indent=1) + "\n")
 

@@ -30,11 +30,13 @@ def plot_times(axes, by_capacity, title, scale):
     axes.legend(loc="upper left")
 
 
-def plot_long(axes, long, key, trend, title, unit):
-    """Draw one quantity along the long generation, with a trend."""
-    axes.plot(long["tokens_thousands"], long[key], **LINE_LOOKS[0] | {"marker": ""}, label="this stream")
+def plot_long(axes, long, key, title, unit):
+    """Draw one quantity along the long generation, with its trend."""
+    slope, low, high = long[f"{key}_trend"]
+    axes.plot(long["tokens_thousands"], long[key], **LINE_LOOKS[0] | {"marker": ""})
     axes.set(title=title, xlabel="tokens generated, thousands", ylabel=unit)
     axes.set_ylim(0, 1.25 * max(long[key]))
+    trend = f"trend {slope:+.3f} [{low:+.3f}, {high:+.3f}] {unit}\nper thousand tokens"
     axes.annotate(trend, (0.97, 0.06), xycoords="axes fraction", ha="right")
 
 
@@ -45,17 +47,8 @@ def main():
     (updates, decoding), (time, memory) = figure.subplots(2, 2)
     plot_times(updates, record["updates"], "Cache update alone, all layers", "log")
     plot_times(decoding, record["decoding"], "Whole model, one token", "linear")
-    told = {
-        key: "{slope:+.3f} [{low:+.3f}, {high:+.3f}]".format(**record["long"][f"{key}_trend"])
-        for key in ("step_percent", "resident_mib")
-    }
-    trend = f"ratio: {told['step_percent']} %\nper thousand tokens"
-    plot_long(time, record["long"], "step_ms", trend, "One long generation: time per token", "ms")
-    young = LINE_LOOKS[1] | {"marker": "", "linewidth": 0.8}
-    time.plot(record["long"]["tokens_thousands"], record["long"]["young_ms"], **young, label="young streams")
-    time.legend(loc="upper left", ncols=2)
-    trend = f"trend {told['resident_mib']} MiB\nper thousand tokens"
-    plot_long(memory, record["long"], "resident_mib", trend, "The same: memory of the process", "MiB")
+    plot_long(time, record["long"], "step_ms", "One long generation: time per token", "ms")
+    plot_long(memory, record["long"], "resident_mib", "The same: memory of the process", "MiB")
     figure.suptitle("Decoding with a full cache", fontweight="bold")
     figure.supxlabel(record["about"], fontsize=7.5)
     TARGET.parent.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=64, help="sequential steps per repeat")
     parser.add_argument("--long", type=int, default=20_480, help="tokens of the long stream")
+    parser.add_argument("--long-dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     tokens = options.tokens or Path("data/tokens") / options.model.name / "wikitext.npy"
     ids = np.load(tokens)
@@ -96,7 +97,7 @@ def main():
         f"{len(losses)} tokens (95 %, moving blocks), at most {np.abs(rounded - losses).max():.2f} in one"
     )
 
-    print(f"\none stream of {options.long:,} tokens in float32, in {PARTS} parts:")
+    print(f"\none stream of {options.long:,} tokens in {options.long_dtype}, in {PARTS} parts:")
     marks, memory = [(0, time.perf_counter())], psutil.Process().memory_info
     with tqdm(total=options.long, unit="token", disable=None) as bar:
 
@@ -105,7 +106,8 @@ def main():
             if len(losses) >= len(marks) * options.long / PARTS:
                 marks.append((len(losses), time.perf_counter(), memory().rss / 2**20))
 
-        _, cache = score_stream(ours, ids[: options.long + 1], CFG, on_progress=note)
+        model = {"float32": ours, "bfloat16": narrow}[options.long_dtype]
+        _, cache = score_stream(model, ids[: options.long + 1], CFG, on_progress=note)
     for (low, begin, *_), (high, end, resident) in pairwise(marks):
         rate = (high - low) / (end - begin)
         print(f"{low:>9,} to {high:>9,}: {rate:7.2f} tokens/s, {resident:7.1f} MiB resident")
