@@ -71,7 +71,7 @@ bench-decoding: env $(OLD)/.ready
 # What the README shows, from your own run.
 publish: all
 	mkdir -p docs/results
-	cp results/figures/*.png results/experiment_summary.md docs/results/
+	cp results/figures/*.png results/experiment_summary.md results/decoding_latency_summary.md docs/results/
 
 clean:
 	rm -rf $(VENV) $(LATEST) $(OLD)
