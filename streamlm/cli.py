@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # typer carries a click of its own, of whose errors it exports this one's children only.
 UsageError: Any = typer.BadParameter.__base__
 ROLES = ("wikitext", "pg19")  # as the workflow stores them in data/
+PRESSES = ["KnormPress", "SnapKVPress", "TOVAPress", "ExpectedAttentionPress", "RandomPress"]
 ALL_METHODS, CAPACITIES, N_SINKS = list(METHODS), [1024], [4]  # what `latency` measures if not told
 
 app = typer.Typer(
@@ -195,6 +196,77 @@ def latency(
     typer.echo(tabulate(latency_rows(records), LATENCY_HEADERS, "github", disable_numparse=True))
     if earlier is not None:
         typer.echo(f"against {baseline}: {comparison_line(same_setting(records, earlier), earlier)}")
+
+
+@app.command(
+    epilog="Example: streamlm compare --model-name data/models/smollm2-135m-instruct --dataset wikitext "
+    "--window-size 252 --press KnormPress --press 'SnapKVPress(window_size=32)'"
+)
+def compare(
+    model_name: Annotated[Path, typer.Option(help="Folder of a transformers model (safetensors).")],
+    dataset_name: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", "--dataset-name", help="wikitext or pg19, as stored by the workflow in data/."
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 text file.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A .npy of int64 ids.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many documents.")] = None,
+    max_eval_tokens: Annotated[
+        int, typer.Option(min=6, help="Take so many ids: a fifth is scored behind the others.")
+    ] = 1281,
+    n_sink: Annotated[int, typer.Option(min=1, help="First tokens kept.")] = 4,
+    window_size: Annotated[int, typer.Option(min=1, help="Recent tokens kept beside them.")] = 252,
+    press: Annotated[list[str], typer.Option(help="A press of kvpress; any number of times.")] = PRESSES,
+    interval: Annotated[
+        int, typer.Option(min=1, help="Decoded tokens between two evictions of kvpress as it is.")
+    ] = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
+) -> None:
+    """Compare with NVIDIA kvpress at equal budgets: a context cut once, and token by token."""
+    from functools import partial
+
+    from tabulate import tabulate
+
+    from streamlm.comparison_summary import (
+        COMPARISON_HEADERS,
+        collect_comparison,
+        comparison_rows,
+        findings,
+        refusals,
+    )
+    from streamlm.compression import ContextConfig, measure_compression
+    from streamlm.decode_comparison import DecodeConfig, measure_decoding
+    from streamlm.presses import check_budgets, compared_methods
+    from streamlm.records import write_json
+    from streamlm.stats import BootstrapConfig
+    from streamlm.summary import Run
+
+    _check_targets(output)
+    capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
+    ids, dataset = _stream(model_name, dataset_name, text, tokens, max_samples)
+    ids = ids[:max_eval_tokens]
+    scored = (len(ids) - 1) // 5
+    contexts = ContextConfig(contexts=1, context_tokens=len(ids) - 1 - scored, scored_tokens=scored)
+    check_budgets([capacity], n_sink, contexts.context_tokens)
+    decode = DecodeConfig(capacity=capacity, tokens=min(scored, len(ids) - capacity), interval=interval)
+    same: Any = {
+        "model_dir": model_name, "texts": {dataset: ids}, "n_sink": n_sink, "dtype": dtype, "device": device,
+        "bootstrap": BootstrapConfig(),
+    }  # fmt: skip
+    measure = partial(measure_compression, contexts=contexts, budgets=[capacity], **same)
+    runs = {label: Run(*measure(method=method)) for label, method in methods.items()}
+    decoding = Run(*measure_decoding(decode=decode, **same))
+    _, comparison, _ = collect_comparison(runs, decoding, dataset, capacity, same["bootstrap"])
+    if output is not None:
+        write_json(output, comparison)
+    rows = comparison_rows([comparison])
+    typer.echo(tabulate(rows, COMPARISON_HEADERS, "github", disable_numparse=True))
+    for line in (*refusals(comparison), *findings(comparison)):
+        typer.echo(line)
 
 
 def _check_targets(*targets: Path | None) -> None:

@@ -8,6 +8,7 @@ import jsonschema
 import yaml
 
 from streamlm.config import method_geometry
+from streamlm.presses import check_budgets, compared_methods
 
 Config = Mapping[str, Any]
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
@@ -110,6 +111,25 @@ def _contradictions(config: Config) -> Iterator[str]:
                 f"{section}: capacity {capacity} leaves no window beside {n_sink} sinks; raise it or take "
                 "fewer sinks"
             )
+    yield from _comparison_contradictions(config["comparison"])
+
+
+def _comparison_contradictions(comparison: Config) -> Iterator[str]:
+    try:
+        compared_methods(comparison["n_sink"], comparison["presses"])
+    except ValueError as error:
+        yield f"comparison.presses: {error}"
+    if comparison["capacity"] not in comparison["budgets"]:
+        yield f"comparison.capacity: {comparison['capacity']} must be one of the budgets; add it there"
+    try:
+        check_budgets(comparison["budgets"], comparison["n_sink"], comparison["context_tokens"])
+    except ValueError as error:
+        yield f"comparison.budgets: {error}"
+    if comparison["capacity"] == comparison["n_sink"] + 1:
+        yield (
+            f"comparison.capacity: {comparison['capacity']} leaves no window beside {comparison['n_sink']} "
+            "sinks and the token that is decoded; raise it"
+        )
 
 
 def window_ablation(config: Config) -> list[tuple[int, int]]:
@@ -199,6 +219,24 @@ def latency_sides(config: Config) -> list[tuple[str, int]]:
     """Return (method, n_sink) of everything whose decoding is timed at each capacity, in turns."""
     others = [("dense", 0), ("window", 0), ("recompute", 0)]
     return [*others, *(("streaming", n_sink) for n_sink in config["decoding_latency"]["n_sinks"])]
+
+
+def plan_comparison(config: Config) -> dict[str, dict[str, Any]]:
+    """Return every method that is compared with kvpress, by label, as options of `measure_compression`."""
+    comparison = config["comparison"]
+    sizes = {key: comparison[key] for key in ("n_sink", "budgets")}
+    methods = compared_methods(comparison["n_sink"], comparison["presses"])
+    return {label: {"method": method, **sizes} for label, method in methods.items()}
+
+
+def compared_contexts(config: Config) -> dict[str, int]:
+    """Return how much is read and scored there, as `compression.ContextConfig` takes it."""
+    return {key: config["comparison"][key] for key in ("contexts", "context_tokens", "scored_tokens")}
+
+
+def compared_decoding(config: Config) -> dict[str, int]:
+    """Return what is decoded there, as `decode_comparison.DecodeConfig` takes it."""
+    return {"capacity": config["comparison"]["capacity"], **config["comparison"]["decode"]}
 
 
 def source_file(config: Config, kind: str, name: str) -> str:

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -23,6 +23,7 @@ from streamlm.plotting import (
     STYLE,
     Look,
     describe,
+    draw_table,
     error_arms,
     finish,
     use_log_scale,
@@ -179,26 +180,8 @@ def _scale_perplexity(axes: Axes) -> None:
 @matplotlib.rc_context(STYLE)
 def plot_results_summary(results: Sequence[Record]) -> Figure:
     """Return the table of `result_rows` as a picture, from `collect_result` records."""
-    rows = result_rows(results)
-    chars = [20, *(max(12, *map(len, column)) for column in [*zip(*rows, strict=True)][1:])]
-    heads = [textwrap.fill(head, width) for head, width in zip(RESULT_HEADERS, chars, strict=True)]
-    edges = np.cumsum([0.0, *(0.077 * width + 0.2 for width in chars)])  # this and all below in inches
-    top, bottom = -0.32 - 0.17 * max(head.count("\n") for head in heads), 0.3 * len(rows)
-    figure = Figure((edges[-1] + 0.3, bottom - top + 1.2))
-    axes = figure.subplots()
-    axes.set(xlim=(0, edges[-1]), ylim=(bottom, top))
-    axes.axis("off")
-    first = [r for r in range(len(rows)) if r == 0 or rows[r][0] != rows[r - 1][0]]
-    for c, (left, right) in enumerate(pairwise(edges)):
-        x, side = (left + 0.1, "left") if c < 3 else (right - 0.1, "right")  # words, then numbers
-        axes.text(x, -0.1, heads[c], ha=side, va="bottom", ma=side, weight="bold")
-        for r in range(len(rows)) if c else first:  # a text is named once, over as many rows as it takes
-            axes.text(x, 0.3 * r + 0.09, textwrap.fill(rows[r][c], chars[c]), ha=side, va="top")
-    for y, width in {**{0.3 * r: 0.5 for r in first}, top: 1.4, 0: 0.9, bottom: 1.4}.items():
-        axes.axhline(y, color="black", linewidth=width, clip_on=False)
     notes = describe(results[0], [result["tokens"]["count"] for result in results], results[0]["protocol"])
-    finish(figure, "The main comparison in numbers", [], notes)
-    return figure
+    return draw_table("The main comparison in numbers", RESULT_HEADERS, result_rows(results), 3, notes)
 
 
 @matplotlib.rc_context(STYLE)

@@ -39,8 +39,9 @@ def attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
+    dropout: float = 0.0,
     *,
+    scaling: float,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
@@ -50,6 +51,10 @@ def attention_forward(
     if step is None:
         # Without a plan nothing here would hide the future.
         raise ValueError("a prepared model needs a SinkCache as past_key_values")
+    if dropout:
+        raise ValueError(
+            f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
+        )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"attention with soft-capped scores or learned sinks is not known here; {SUPPORTED}")
     plan = step.layer(step.geometries[module.layer_idx], query.device).attention

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,33 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequenc
         figure.legend(handles=handles, ncols=columns, loc="upper center", bbox_to_anchor=place)
     room = (0, below / height, 1, 1 - (above + below) / height)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=room, h_pad=0.1, w_pad=0.12))
+
+
+def draw_table(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], n_words: int, notes: Sequence[str]
+) -> Figure:
+    """Return a table as a picture: the first `n_words` columns are words, the others numbers.
+
+    What stands in the first column is written once, over as many rows as it holds for.
+    """
+    chars = [20, *(max(12, *map(len, column)) for column in [*zip(*rows, strict=True)][1:])]
+    heads = [textwrap.fill(head, width) for head, width in zip(headers, chars, strict=True)]
+    edges = np.cumsum([0.0, *(0.077 * width + 0.2 for width in chars)])  # this and all below in inches
+    top, bottom = -0.32 - 0.17 * max(head.count("\n") for head in heads), 0.3 * len(rows)
+    figure = Figure((edges[-1] + 0.3, bottom - top + 1.2))
+    axes = figure.subplots()
+    axes.set(xlim=(0, edges[-1]), ylim=(bottom, top))
+    axes.axis("off")
+    first = [r for r in range(len(rows)) if r == 0 or rows[r][0] != rows[r - 1][0]]
+    for c, (left, right) in enumerate(pairwise(edges)):
+        x, side = (left + 0.1, "left") if c < n_words else (right - 0.1, "right")
+        axes.text(x, -0.1, heads[c], ha=side, va="bottom", ma=side, weight="bold")
+        for r in range(len(rows)) if c else first:
+            axes.text(x, 0.3 * r + 0.09, textwrap.fill(rows[r][c], chars[c]), ha=side, va="top")
+    for y, width in {**{0.3 * r: 0.5 for r in first}, top: 1.4, 0: 0.9, bottom: 1.4}.items():
+        axes.axhline(y, color="black", linewidth=width, clip_on=False)
+    finish(figure, title, [], notes)
+    return figure
 
 
 def save_figure(target: Path | str, figure: Figure) -> None:

@@ -165,3 +165,11 @@ def recomputed_losses(model: nn.Module, ids: list[int], positions: list[int], ca
         seen = torch.tensor([ids[position - capacity + 1 : position + 1]])
         losses.append(-model(seen).logits[0, -1].log_softmax(-1)[ids[position + 1]])
     return torch.stack(losses)
+
+
+def evict(k_raw: Tensor, v: Tensor, n_sink: int, budget: int, inv_freq: Tensor):
+    """What a cache keeps of keys and values (1, Hkv, T, D), its keys turned to the places 0, 1, … in it."""
+    n_tokens = k_raw.shape[2]
+    kept = [*range(n_sink), *range(n_tokens - budget + n_sink, n_tokens)]
+    keys = [turn(k_raw[:, :, t], place, inv_freq) for place, t in enumerate(kept)]
+    return torch.stack(keys, dim=2), v[:, :, kept]

@@ -5,6 +5,8 @@ MODEL = config["experiment"]["model"]
 CORPORA = config["experiment"]["corpora"]
 RUNS = experiment.plan_runs(config)
 METHODS = experiment.method_labels(config)
+COMPARED = experiment.plan_comparison(config)
+TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
 
 def code_of(script):
@@ -31,4 +33,5 @@ wildcard_constraints:
     corpus="|".join(config["corpora"]),
     model="|".join(config["models"]),
     label="|".join(RUNS),
+    press="|".join(COMPARED),
     capacity="[0-9]+",

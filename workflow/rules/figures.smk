@@ -90,3 +90,48 @@ rule plot_decoding_latency:
         code=code_of("scripts/plot_decoding_latency.py"),
     script:
         "../scripts/plot_decoding_latency.py"
+
+
+rule plot_implementation_comparison:
+    input:
+        expand(f"{RESULTS}/kvpress/{{corpus}}_comparison.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/implementation_comparison.png",
+    log:
+        f"{RESULTS}/logs/plot_implementation_comparison.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_implementation_comparison.py"),
+    script:
+        "../scripts/plot_implementation_comparison.py"
+
+
+rule plot_comparison_metrics_table:
+    input:
+        expand(f"{RESULTS}/kvpress/{{corpus}}_comparison.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/comparison_metrics_table.png",
+    log:
+        f"{RESULTS}/logs/plot_comparison_metrics_table.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_comparison_metrics_table.py"),
+    script:
+        "../scripts/plot_comparison_metrics_table.py"
+
+
+rule plot_press_sweep:
+    input:
+        expand(f"{RESULTS}/kvpress/{{corpus}}_comparison.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/figures/press_sweep.png",
+    log:
+        f"{RESULTS}/logs/plot_press_sweep.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_press_sweep.py"),
+    script:
+        "../scripts/plot_press_sweep.py"

@@ -83,3 +83,62 @@ rule measure_long_run:
         code=code_of("scripts/measure_long_run.py"),
     script:
         "../scripts/measure_long_run.py"
+
+
+# kvpress changes transformers when imported: these two rules alone do so, each job in its own process.
+rule measure_compression:
+    input:
+        model=experiment.model_folder(config, MODEL),
+        model_files=experiment.model_files(config, MODEL),
+        tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
+    output:
+        record=f"{RESULTS}/kvpress/runs/{{press}}.json",
+        losses=f"{RESULTS}/kvpress/runs/{{press}}.npy",
+    log:
+        f"{RESULTS}/logs/measure_compression/{{press}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_compression/{{press}}.tsv"
+    conda:
+        "../../envs/streamlm.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        title=config["models"][MODEL]["title"],
+        datasets=TITLES,
+        options=lookup(dpath="{press}", within=COMPARED),
+        contexts=experiment.compared_contexts(config),
+        compute=config["compute"],
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/measure_compression.py"),
+    script:
+        "../scripts/measure_compression.py"
+
+
+rule measure_decoding:
+    input:
+        model=experiment.model_folder(config, MODEL),
+        model_files=experiment.model_files(config, MODEL),
+        tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
+    output:
+        record=f"{RESULTS}/kvpress/decoding.json",
+        losses=f"{RESULTS}/kvpress/decoding.npy",
+    log:
+        f"{RESULTS}/logs/measure_decoding.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_decoding.tsv"
+    conda:
+        "../../envs/streamlm.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        title=config["models"][MODEL]["title"],
+        datasets=TITLES,
+        n_sink=config["comparison"]["n_sink"],
+        decode=experiment.compared_decoding(config),
+        compute=config["compute"],
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/measure_decoding.py"),
+    script:
+        "../scripts/measure_decoding.py"

@@ -104,3 +104,25 @@ rule write_latency_summary:
         code=code_of("scripts/write_latency_summary.py"),
     script:
         "../scripts/write_latency_summary.py"
+
+
+rule collect_comparison:
+    input:
+        runs=expand(f"{RESULTS}/kvpress/runs/{{press}}.json", press=COMPARED),
+        decoding=f"{RESULTS}/kvpress/decoding.json",
+    output:
+        f"{RESULTS}/kvpress/{{corpus}}_result.json",
+        f"{RESULTS}/kvpress/{{corpus}}_comparison.json",
+        f"{RESULTS}/streaming_llm/{{corpus}}_comparison.json",
+    log:
+        f"{RESULTS}/logs/collect_comparison/{{corpus}}.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        labels=list(COMPARED),
+        dataset=lookup(dpath="corpora/{corpus}/title", within=config),
+        capacity=config["comparison"]["capacity"],
+        bootstrap=config["bootstrap"],
+        code=code_of("scripts/collect_comparison.py"),
+    script:
+        "../scripts/collect_comparison.py"

@@ -1,0 +1,18 @@
+import sys
+from pathlib import Path
+
+from streamlm.comparison_summary import collect_comparison
+from streamlm.records import write_jsons
+from streamlm.stats import BootstrapConfig
+from streamlm.summary import read_run
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+records = collect_comparison(
+    dict(zip(snakemake.params.labels, map(read_run, snakemake.input.runs), strict=True)),
+    decoding=read_run(snakemake.input.decoding),
+    dataset=snakemake.params.dataset,
+    capacity=snakemake.params.capacity,
+    cfg=BootstrapConfig(**snakemake.params.bootstrap),
+)
+write_jsons(snakemake.output, records)

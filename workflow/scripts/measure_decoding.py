@@ -1,0 +1,22 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from streamlm.decode_comparison import DecodeConfig, measure_decoding
+from streamlm.records import write_array, write_json
+from streamlm.stats import BootstrapConfig
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+record, losses = measure_decoding(
+    model_dir=snakemake.input.model,
+    title=snakemake.params.title,
+    texts=dict(zip(snakemake.params.datasets, map(np.load, snakemake.input.tokens), strict=True)),
+    n_sink=snakemake.params.n_sink,
+    decode=DecodeConfig(**snakemake.params.decode),
+    bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
+    **snakemake.params.compute,
+)
+write_array(snakemake.output.losses, losses)
+write_json(snakemake.output.record, record)

@@ -1,0 +1,10 @@
+import sys
+from pathlib import Path
+
+from streamlm.comparison_figures import plot_press_sweep
+from streamlm.plotting import save_figure
+from streamlm.records import read_record
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+save_figure(snakemake.output[0], plot_press_sweep([read_record(path) for path in snakemake.input]))
