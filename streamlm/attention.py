@@ -190,12 +190,10 @@ class DecodePlan:
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, plan: DecodePlan, scaling: float) -> Tensor:
     """Return softmax attention of one query per row, shapes as in `attend` with Tq = 1."""
-    # Query heads that share a key head become queries of it, so that keys and values are read once.
-    queries = q.squeeze(2).unflatten(1, (k.shape[1], -1))  # (B, Hkv, G, D)
-    seen = torch.nn.functional.scaled_dot_product_attention(
-        queries, k, v, attn_mask=plan.visible, scale=scaling
+    # Query heads share key heads as they lie: keys are never repeated.
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=plan.visible, scale=scaling, enable_gqa=True
     )
-    return seen.flatten(1, 2).unsqueeze(2)
 
 
 def stream_attention(

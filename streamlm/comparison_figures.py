@@ -185,7 +185,8 @@ def _plot_bars(
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.1f}"
+    """Return three or four digits."""
+    return f"{value:.{3 if value < 1 else 1 if value < 100 else 0}f}"
 
 
 def _plot_equality(axes: Axes, decodings: Sequence[Record], looks: Mapping[str, Look]) -> None:

@@ -41,6 +41,7 @@ def collect_comparison(
     """
     compression = _collect_compression(runs, dataset, cfg)
     decoded = _collect_decoding(decoding, dataset, cfg)
+    check_comparable([compression, {**decoded, "protocol": compression["protocol"]}], same_stream=False)
     methods = compression["methods"], decoded["methods"]
     result = _as_result(compression, AS_IS, capacity)
     ours = {

@@ -135,6 +135,29 @@ def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
         assert len(refused.stderr.splitlines()) == 1
 
 
+def test_compare_tells_both_protocols_and_the_equality(place):
+    common = ("compare", "--model-name", "model", "--tokens", "ids.npy", "--window-size", 16)
+    presses = ("--press", "KnormPress", "--press", "SnapKVPress(window_size=8)")
+    done = streamlm(place, *common, *presses, "--interval", 2, "--output", "compared.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ids.npy: cut once to 20") == 1 + 4 + 2
+    assert done.stdout.count("ids.npy: decoded at 20") == 5
+    assert "kvpress used faithfully and streamlm differ by at most" in done.stdout
+    record = json.loads((place / "compared.json").read_text())
+    assert list(record["methods"])[-1] == "SnapKVPress-window_size-8"
+    assert record["decoding"]["methods"]["kvpress_faithful"]["against_streamlm"]["largest_nats"] < 1e-4
+    for args, message in (
+        (("--press", "KnurmPress"), "unknown press 'KnurmPress'; known are CriticalKVPress"),
+        (("--press", "KeyRerotationPress"), "KeyRerotationPress needs a press to wrap"),
+        (("--press", "KnormPress(ratio=2)"), "KnormPress has no argument 'ratio'"),
+        (("--window-size", 90), "a budget of 94 keeps all of a context of 80 tokens"),
+        (("--n-sink", 0), "n-sink"),
+    ):
+        refused = streamlm(place, *common, *args)
+        assert message in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from streamlm.provenance import code_fingerprint
+
 ROOT = Path(__file__).parent.parent
 PARTS = (
     "Snakefile",
@@ -34,6 +36,12 @@ SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary"}  # of the losses
 SCORED = SHOWN | {"measure_perplexity"}
 TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
 TIMED = TIMED_SHOWN | {"measure_latency", "measure_long_run"}
+COMPARED_PLOTS = {
+    "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
+}  # fmt: skip
+COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison"}
+PLOTS = LOSS_PLOTS | COMPARED_PLOTS | {"plot_decoding_latency"}
+COMPARED = COMPARED_SHOWN | {"measure_compression", "measure_decoding"}
 
 
 def snakemake(place, *args):
@@ -87,7 +95,7 @@ def edit(finished):
 
 def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
-    for name in sorted(name.removeprefix("plot_") for name in LOSS_PLOTS | {"plot_decoding_latency"}):
+    for name in sorted(name.removeprefix("plot_") for name in PLOTS):
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     summary = (results / "experiment_summary.md").read_text()
     result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
@@ -99,6 +107,11 @@ def test_smoke_run_makes_every_record_and_figure(finished):
     assert len(list(results.glob("decoding_latency_*_*_sink*.json"))) == 8  # 4 methods, 2 capacities
     assert "# What a decoded token costs" in (results / "decoding_latency_summary.md").read_text()
     assert not any((results / "checkpoints").glob("*"))
+    for text in ("readme", "makefile"):
+        for name in ("kvpress/{}_result", "kvpress/{}_comparison", "streaming_llm/{}_comparison"):
+            assert (
+                json.loads((results / f"{name.format(text)}.json").read_text())["baseline"]["perplexity"] > 1
+            )
 
 
 def test_second_run_does_nothing(finished):
@@ -109,7 +122,16 @@ def test_second_run_does_nothing(finished):
     ("file", "old", "new", "rules"),
     [
         ("streamlm/figures.py", "", "SPARE = 1\n", LOSS_PLOTS),
-        ("streamlm/plotting.py", "", "SPARE = 1\n", LOSS_PLOTS | {"plot_decoding_latency"}),
+        ("streamlm/plotting.py", "", "SPARE = 1\n", PLOTS),
+        ("streamlm/comparison_figures.py", "", "SPARE = 1\n", COMPARED_PLOTS),
+        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
+        ("streamlm/press_adapter.py", "FAMILIES =", "SPARE = 1\nFAMILIES =", COMPARED),
+        (
+            "streamlm/decode_comparison.py",
+            "TURN =",
+            "SPARE = 1\nTURN =",
+            COMPARED_SHOWN | {"measure_decoding"},
+        ),
         ("streamlm/latency_figures.py", "", "SPARE = 1\n", {"plot_decoding_latency"}),
         ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED),
         (
@@ -118,15 +140,20 @@ def test_second_run_does_nothing(finished):
             "SPARE = 1\nPART =",
             {"collect_long_stream", "plot_long_stream"},
         ),
-        ("streamlm/summary.py", "METHOD_NAMES =", "SPARE = 1\nMETHOD_NAMES =", SHOWN | TIMED_SHOWN),
-        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", SCORED | TIMED),
+        (
+            "streamlm/summary.py",
+            "METHOD_NAMES =",
+            "SPARE = 1\nMETHOD_NAMES =",
+            SHOWN | TIMED_SHOWN | COMPARED_SHOWN,
+        ),
+        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", SCORED | TIMED | COMPARED),
         ("streamlm/experiment.py", "SCHEMA =", "SPARE = 1\nSCHEMA =", set()),
         ("streamlm/cli.py", "app =", "SPARE = 1\napp =", set()),
         ("streamlm/rope.py", "import torch\n", "import torch  # a comment\n", set()),
         ("streamlm/rope.py", '"""', '"""Another docstring. ', set()),
         ("workflow/scripts/measure_perplexity.py", "import sys", "import sys", set()),  # a touch
         ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
-        ("config.yaml", "resamples: 2000", "resamples: 2001", SCORED),
+        ("config.yaml", "resamples: 2000", "resamples: 2001", SCORED | COMPARED),
     ],
 )
 def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):
@@ -140,6 +167,26 @@ def test_new_window_size_scores_once_per_text_and_draws(finished, edit):
         "measure_perplexity": 2, "collect_ablation_window_size": 1, "plot_ablation_window_size": 1,
         "write_summary": 1,
     }  # fmt: skip
+
+
+def test_new_press_is_measured_once_and_shown(finished, edit):
+    edit("configs/smoke.yaml", "[SnapKVPress(window_size=8)]", "[SnapKVPress(window_size=8), KnormPress]")
+    assert planned(finished) == {
+        "measure_compression": 1, "collect_comparison": 2, **dict.fromkeys(COMPARED_PLOTS, 1)
+    }  # fmt: skip
+
+
+def test_kvpress_is_imported_in_its_own_two_stages_alone():
+    scripts = (ROOT / "workflow" / "scripts").glob("*.py")
+    using = {
+        script.stem
+        for script in scripts
+        if any(part.startswith("streamlm/press_adapter.py") for part in code_fingerprint(script))
+    }
+    assert using == {"measure_compression", "measure_decoding"}
+    modules = ", ".join(f"streamlm.{path.stem}" for path in (ROOT / "streamlm").glob("*.py"))
+    code = f"import sys, {modules}; sys.exit('kvpress' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_overwritten_weights_are_scored_again(finished, edit):
