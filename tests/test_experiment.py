@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from streamlm.config import METHODS
-from streamlm.experiment import check_config, method_labels, plan_runs, sink_ablation
+from streamlm.config_check import check_config
+from streamlm.experiment import method_labels, plan_runs, sink_ablation
 
 CONFIG = yaml.safe_load((Path(__file__).parent.parent / "config.yaml").read_text())
 
