@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,20 @@ def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:
         config: what YAML gave, whatever it is.
         files: the files that it was read from, to find keys that they repeat.
     """
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    found = schema_faults(config, schema)
+    found = schema_faults(config, _schema())
     sound = without(config, {fault.unsound for fault in found if fault.unsound is not None})
+    for kind in {"models", "corpora"} & sound.keys():  # a name leads somewhere, whatever is wrong there
+        sound[kind] = {name: {} for name in config[kind]} | sound[kind]
     lines = {line for file in files for line in repeated_keys(file)}
     lines |= {fault.line for fault in found}
     lines |= set(_contradictions(sound, whole=not found))
     if lines:
         raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in sorted(lines)))
+
+
+@cache
+def _schema() -> Any:
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
 def _contradictions(config: Config, whole: bool) -> Iterator[str]:
@@ -49,10 +55,11 @@ def _used(config: Config, kind: str) -> list[str]:
 
 
 def _names(config: Config, kind: str) -> Iterator[str]:
+    key = "model" if kind == "models" else "corpora"
     for name in _used(config, kind):
         if name not in config[kind]:
             known, meant = ", ".join(map(str, config[kind])), did_you_mean(name, config[kind])
-            yield f"experiment: {show(name)} is not under {kind}; {meant}use one of {known}, or add it there"
+            yield (f"experiment.{key}: {show(name)} is not under {kind}; {meant}use one of {known} or add it")
 
 
 def _paths(config: Config, kind: str) -> Iterator[str]:
@@ -81,15 +88,19 @@ def _path_faults(path: Path, folder: bool) -> Iterator[str]:
 
 
 def _titles(config: Config) -> Iterator[str]:
-    corpora = config["corpora"]
-    titles = [corpora[name].get("title") for name in _used(config, "corpora") if name in corpora]
-    for title in sorted({title for title in titles if title is not None and titles.count(title) > 1}):
-        yield f"corpora: two are titled {show(title)}; give each text a name of its own"
+    owners: dict[str, list[str]] = {}
+    for name in _used(config, "corpora"):
+        title = config["corpora"].get(name, {}).get("title")
+        if title is not None and name not in owners.setdefault(title, []):
+            owners[title].append(name)
+    for title, names in owners.items():
+        if len(names) > 1:
+            yield f"corpora: {show(title)} is the title of {' and '.join(names)}; give each a name of its own"
 
 
 def _formats(config: Config) -> Iterator[str]:
     for name, corpus in config["corpora"].items():
-        if "source" in corpus and "format" not in corpus["source"]:
+        if "format" not in corpus.get("source", {"format": None}):
             yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
 
 

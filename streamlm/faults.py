@@ -84,12 +84,15 @@ def schema_faults(config: Any, schema: Schema) -> list[Fault]:
     """Return everything that a schema finds wrong with a config."""
     errors = list(Validator(schema).iter_errors(config))
     places = {tuple(error.absolute_path) for error in errors}
+    mistyped = {tuple(error.absolute_path) for error in errors if error.validator == "type"}
     faults = []
     for error in errors:
         place, rules = tuple(error.absolute_path), set(error.absolute_schema_path)
         # What else a source takes depends on its kind: where that is wrong, it cannot be judged.
         unjudged = any((*place[:depth], "kind") in places for depth in range(len(place)))
-        if rules.isdisjoint({"then", "else"}) or not unjudged:
+        if unjudged and not rules.isdisjoint({"then", "else"}):
+            continue
+        if error.validator == "type" or place not in mistyped:
             # A bad name, or one name twice, makes nothing else wrong.
             harmless = "propertyNames" in rules or error.validator in ("enum", "uniqueItems")
             faults.append(Fault(_line(error, schema), None if harmless else place))

@@ -1,0 +1,336 @@
+"""Wrong configs: every fault of each stands in one report, a line each with key, value, rule and remedy."""
+
+import random
+import re
+from copy import deepcopy
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+
+from streamlm.config_check import check_config
+
+ROOT = Path(__file__).parent.parent
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+ABSENT = object()
+LINE = re.compile(r"  [^:]+: .+; .+")  # key: value and rule; remedy
+PACKAGE = CONFIG["corpora"]["pg19"]["source"]
+
+
+def changed(config, edits):
+    """Return a copy of a config with other values at some places, each a/b/c, or without them."""
+    config = deepcopy(config)
+    for place, value in edits.items():
+        *parents, last = place.split("/")
+        section = config
+        for key in parents:
+            section = section[key]
+        section[last] = value
+        if value is ABSENT:
+            del section[last]
+    return config
+
+
+def report(config, files=()):
+    """Return the lines of the report on a wrong config."""
+    with pytest.raises(ValueError) as caught:
+        check_config(config, files)
+    head, *lines = str(caught.value).split("\n")
+    assert head == "the config has faults:"
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    return [line.strip() for line in lines]
+
+
+def assert_reported(config, expected):
+    """Assert that a report has the expected lines and no others."""
+    lines = report(config)
+    for words in expected:
+        pattern = ".*".join(map(re.escape, words.split(" ... ")))
+        assert any(re.match(pattern, line) for line in lines), (words, lines)
+    assert len(lines) == len(expected), lines
+
+
+def path_source(path, **more):
+    return {"kind": "path", "format": "text", "path": path, **more}
+
+
+# What is changed, and what the lines of the report are: " ... " stands for anything, and is at every end.
+ALONE = [
+    # keys that do not exist
+    ({"experimnt": {}}, "experimnt: {} is under an unknown key ... did you mean experiment? ... bootstrap"),
+    ({"typo": 1}, "typo: 1 is under an unknown key; known are bootstrap, "),
+    ({"experiment/n_sinks": 4}, "experiment.n_sinks: 4 is ... did you mean n_sink? ... window_size"),
+    ({"experiment/sink_ablation/n_sink": 1}, "experiment.sink_ablation.n_sink: 1 ... mean n_sinks?"),
+    ({"long_stream/capacity": 3}, "long_stream.capacity: 3 is under an unknown key ... mean capacities?"),
+    ({"decoding_latency/long_run/token": 9}, "decoding_latency.long_run.token: 9 ... mean tokens?"),
+    ({"comparison/decode/intervall": 8}, "comparison.decode.intervall: 8 ... mean interval?"),
+    ({"compute/threads": 2}, "compute.threads: 2 is ... known are device, dtype, torch_threads"),
+    ({"bootstrap/Seed": 2}, "bootstrap.Seed: 2 is under an unknown key ... mean seed?"),
+    ({"models/smollm2-135m-instruct/titel": "x"}, "models.smollm2-135m-instruct.titel: 'x' ... title?"),
+    ({"corpora/pg19/add_boss": True}, "corpora.pg19.add_boss: true ... mean add_bos?"),
+    ({"corpora/pg19/source/sha": "x"}, "corpora.pg19.source.sha: 'x' ... known are "),
+    ({"experiment/5": 1}, "experiment.5: 1 is under an unknown key; known are corpora"),
+    ({"experiment/a: b\n": 1}, "experiment.'a: b\\n': 1 is under an unknown key"),
+    (
+        {"experiment/n_sink": ABSENT, "experiment/nsink": 4},
+        "experiment.nsink: 4 ... mean n_sink?",
+        "experiment.n_sink: 'n_sink' is missing; add an integer",
+    ),
+    # keys that are missing
+    ({"experiment": ABSENT}, "experiment: 'experiment' is missing; add a section with model, corpora"),
+    ({"results_dir": ABSENT}, "results_dir: 'results_dir' is missing; add results, or a folder in it"),
+    ({"compute/dtype": ABSENT}, "compute.dtype: 'dtype' is missing; add one of float32, bfloat16"),
+    ({"long_stream/capacities": ABSENT}, "long_stream.capacities: 'capacities' is missing; add a list"),
+    ({"comparison/decode/tokens": ABSENT}, "comparison.decode.tokens: 'tokens' is missing; add an integer"),
+    ({"corpora/pg19/add_bos": ABSENT}, "corpora.pg19.add_bos: 'add_bos' is missing; add true or false"),
+    ({"corpora/pg19/source/kind": ABSENT}, "corpora.pg19.source.kind: 'kind' is missing; add one of"),
+    ({"corpora/pg19/source/format": ABSENT}, "corpora.pg19.source: 'format' is missing; use mediawiki"),
+    ({"models/m": {"source": path_source("x")}}, "models.m.title: 'title' is missing; add the true name"),
+    (
+        {"corpora/pg19/source": {"kind": "path"}},
+        "corpora.pg19.source.path: 'path' is missing",
+        "corpora.pg19.source: 'format' is missing",
+    ),
+    (
+        {"corpora/pg19/source": {"kind": "package", "format": "text"}},
+        "corpora.pg19.source.requirement: 'requirement' is missing; add ",
+        "corpora.pg19.source.sha256: 'sha256' is missing; add ",
+        "corpora.pg19.source.pip_args: 'pip_args' is missing; add ",
+        "corpora.pg19.source.members: 'members' is missing; add ",
+    ),
+    # sections and lists that are something else
+    ({"experiment": None}, "experiment: null is of the wrong type; use a section with model"),
+    ({"experiment": [1, 2]}, "experiment: [1, 2] is of the wrong type; use a section with"),
+    ({"experiment": "4+1024"}, "experiment: '4+1024' is of the wrong type; use a section with"),
+    ({"models": None}, "models: null is of the wrong type; use a section"),
+    ({"models": {}}, "models: {} is empty; use a section of sections"),
+    ({"corpora": ["wikitext", "pg19"]}, "corpora: ['wikitext', 'pg19'] is of the wrong type"),
+    ({"corpora/pg19": None}, "corpora.pg19: null is of the wrong type; use a section with title"),
+    ({"corpora/pg19/source": "x.txt"}, "corpora.pg19.source: 'x.txt' is of the wrong type; use a sec"),
+    ({"bootstrap": 5}, "bootstrap: 5 is of the wrong type; use a section with block"),
+    ({"experiment/corpora": "pg19"}, "experiment.corpora: 'pg19' is of the wrong type; use a list"),
+    ({"experiment/corpora": []}, "experiment.corpora: [] is empty; use a list"),
+    ({"experiment/model": ["a"]}, "experiment.model: ['a'] is of the wrong type; use a name under mod"),
+    ({"long_stream/capacities": 256}, "long_stream.capacities: 256 is of the wrong type; use a list"),
+    ({"comparison/presses": "KnormPress"}, "comparison.presses: 'KnormPress' is of the wrong type"),
+    ({"comparison/presses": [{"KnormPress": 1}]}, "comparison.presses.0: {'KnormPress': 1} is of the"),
+    # numbers
+    (
+        {"experiment/window_size": "1e3"},
+        "experiment.window_size: '1e3' is of the wrong type ... in digits without quotes (YAML",
+    ),
+    ({"experiment/window_size": 1000.0}, "experiment.window_size: 1000.0 is of the wrong type; use"),
+    ({"experiment/window_size": True}, "experiment.window_size: true is of the wrong type"),
+    ({"experiment/window_size": 0}, "experiment.window_size: 0 is too small; use an integer of 1 or"),
+    ({"experiment/window_size": 10**18}, "experiment.window_size: 10000 ... too large; use 1000000000000"),
+    ({"experiment/n_sink": 0}, "experiment.n_sink: 0 is too small; use an integer of 1 or more"),
+    ({"experiment/n_sink": -4}, "experiment.n_sink: -4 is too small"),
+    ({"experiment/n_sink": date(2024, 1, 4)}, "experiment.n_sink: datetime.date(2024, 1, 4) is of the"),
+    (
+        {"experiment/window_ablation/n_sink": -1},
+        "experiment.window_ablation.n_sink: -1 is too small; use an integer of 0 or more",
+    ),
+    (
+        {"long_stream/capacities": [256, "5e2"]},
+        "long_stream.capacities.1: '5e2' is of the wrong ... in digits without quotes (YAML",
+    ),
+    ({"long_stream/capacities": [-256, 512]}, "long_stream.capacities.0: -256 is too small"),
+    ({"decoding_latency/runs": 1}, "decoding_latency.runs: 1 is too small; use an integer of 2 or more"),
+    ({"decoding_latency/long_run/tokens": 10}, "decoding_latency.long_run.tokens: 10 is too small"),
+    ({"bootstrap/block": 16}, "bootstrap.block: 16 is too small; use an integer of 128 or more"),
+    ({"bootstrap/confidence": 95}, "bootstrap.confidence: 95 is too large; use a number between 0 and 1"),
+    ({"bootstrap/confidence": 0}, "bootstrap.confidence: 0 is too small; use a number between 0 and 1"),
+    (
+        {"bootstrap/confidence": "95%"},
+        "bootstrap.confidence: '95%' is of the wrong type ... in digits without quotes (YAML",
+    ),
+    ({"bootstrap/confidence": float("nan")}, "bootstrap.confidence: nan is of the wrong type"),
+    ({"bootstrap/seed": -1}, "bootstrap.seed: -1 is too small; use an integer of 0 or more"),
+    ({"compute/torch_threads": 0}, "compute.torch_threads: 0 is not allowed; use 'auto' or an integer"),
+    ({"compute/torch_threads": "all"}, "compute.torch_threads: 'all' is not allowed; use 'auto' or an"),
+    ({"corpora/pg19/max_samples": 0}, "corpora.pg19.max_samples: 0 is too small ... 1 or more or null"),
+    ({"corpora/pg19/max_samples": "all"}, "corpora.pg19.max_samples: 'all' is of the wrong ... or null"),
+    ({"corpora/pg19/add_bos": "yes"}, "corpora.pg19.add_bos: 'yes' is of ... true or false, without quotes"),
+    # names
+    ({"compute/dtype": "float8"}, "compute.dtype: 'float8' is not known ... one of float32, bfloat16"),
+    ({"compute/dtype": "bfloat"}, "compute.dtype: 'bfloat' is not known; did you mean bfloat16?"),
+    ({"long_stream/dtype": 16}, "long_stream.dtype: 16 is not known ... use one of float32"),
+    ({"compute/device": "gpu"}, "compute.device: 'gpu' is not allowed; use one of auto, cpu, mps, cuda"),
+    ({"compute/device": "cuda:0\n"}, "compute.device: 'cuda:0\\n' is not allowed"),
+    ({"experiment/model": "gpt5"}, "experiment.model: 'gpt5' is not under models; use one of smollm2-135m"),
+    ({"experiment/corpora": ["wikitxt"]}, "experiment.corpora: 'wikitxt' is not ... mean wikitext?"),
+    ({"experiment/corpora": ["pg19"] * 2}, "experiment.corpora: ['pg19', 'pg19'] names 'pg19' twice"),
+    ({"corpora/my text": CONFIG["corpora"]["pg19"]}, "corpora.'my text': 'my text' is not allowed; use"),
+    ({"models/archives": {"title": "x", "source": PACKAGE}}, "models.archives: 'archives' is not allowed"),
+    (
+        {"corpora/pg19/title": "English Wikipedia sample"},
+        "corpora: 'English Wikipedia sample' is the title of wikitext and pg19; give",
+    ),
+    ({"corpora/pg19/title": ""}, "corpora.pg19.title: '' is not allowed; use the true name"),
+    ({"corpora/pg19/title": False}, "corpora.pg19.title: false is of the wrong type ... in quotes"),
+    ({"corpora/pg19/source/kind": "hubb"}, "corpora.pg19.source.kind: 'hubb' is not known;  ... use one of"),
+    ({"corpora/pg19/source/format": "txt"}, "corpora.pg19.source.format: 'txt' is not known ... mean text?"),
+    ({"corpora/pg19/source/sha256": "F00"}, "corpora.pg19.source.sha256: 'F00' is not allowed ... 64 digits"),
+    (
+        {"corpora/pg19/source/requirement": "gensim"},
+        "corpora.pg19.source.requirement: 'gensim' is not ... as gensim==4.4.0",
+    ),
+    ({"results_dir": "README.md"}, "results_dir: 'README.md' is not allowed; use results, or a folder in"),
+    ({"results_dir": "results/../data"}, "results_dir: 'results/../data' is not allowed"),
+    ({"results_dir": "/tmp/results"}, "results_dir: '/tmp/results' is not allowed"),
+    # presses
+    ({"comparison/presses": ["KnormPres"]}, "comparison.presses: 'KnormPres' ... known are CriticalKVPress"),
+    (
+        {"comparison/presses": ["KnormPress(x=1)"]},
+        "comparison.presses: 'KnormPress(x=1)' ... no argument 'x'",
+    ),
+    ({"comparison/presses": ["KnormPress("]}, "comparison.presses: 'KnormPress(' ... is no press; write"),
+    ({"comparison/presses": ["KnormPress", "KnormPress"]}, "comparison.presses: 'KnormPress' ... once"),
+    (
+        {"comparison/presses": ["StreamingLLMPress", "x", "y"]},
+        "comparison.presses: 'Str ... already",
+        "comparison.presses: 'x' ... unknown",
+        "comparison.presses: 'y' ... unknown",
+    ),
+    ({"comparison/presses": ["K" * 101]}, "comparison.presses.0: 'KKK ... too long; use a press in 100"),
+    # paths
+    ({"corpora/pg19/source": path_source("no.txt")}, "corpora.pg19.source.path: 'no.txt' is not there"),
+    ({"corpora/pg19/source": path_source("tests")}, "corpora.pg19.source.path: 'tests' is no file; give"),
+    ({"corpora/pg19/source": path_source("")}, "corpora.pg19.source.path: '' is not allowed; use the path"),
+    ({"corpora/pg19/source": path_source("{x}")}, "corpora.pg19.source.path: '{x}' is not ... braces"),
+    ({"corpora/pg19/source": path_source("x" * 300)}, "corpora.pg19.source.path: 'xxx ... cannot be reached"),
+    (
+        {"corpora/pg19/source": path_source("no.txt", format="txt", members=[])},
+        "corpora.pg19.source.path: 'no.txt' is not there",
+        "corpora.pg19.source.format: 'txt' is not known",
+        "corpora.pg19.source.members: [] is under an unknown key; known are ",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "tests"}},
+        "models.smollm2-135m-instruct.source.path: 'tests' is no model; give a transformers folder",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "README.md"}},
+        "models.smollm2-135m-instruct.source.path: 'README.md' is no model; give a transformers folder",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "no.gguf"}},
+        "models.smollm2-135m-instruct.source.path: 'no.gguf' is not there",
+    ),
+    # sizes that contradict each other
+    (
+        {"experiment/max_eval_tokens": 2000},
+        "experiment.max_eval_tokens: 2000 tokens never fill the largest cache, 2052; raise it",
+    ),
+    ({"experiment/window_size": 999999}, "experiment.max_eval_tokens: 4096 tokens never fill ... 1000003"),
+    ({"experiment/sink_ablation/capacities": [16]}, "experiment.sink_ablation: capacity 16 leaves no"),
+    ({"long_stream/max_eval_tokens": 400}, "long_stream.max_eval_tokens: 400 tokens never fill ... 512"),
+    ({"long_stream/baseline_tokens": 400}, "long_stream.baseline_tokens: 400 tokens never fill ... 512"),
+    ({"long_stream/capacities": [4, 256]}, "long_stream: capacity 4 leaves no window beside 4 sinks"),
+    ({"decoding_latency/n_sinks": [4, 512]}, "decoding_latency: capacity 512 leaves no window ... 512"),
+    ({"decoding_latency/long_run/capacity": 3}, "decoding_latency.long_run: capacity 3 leaves no window"),
+    ({"comparison/capacity": 100}, "comparison.capacity: 100 must be one of the budgets; add it there"),
+    (
+        {"comparison/budgets": [256, 4, 1024, 3]},
+        "comparison.budgets: a budget of 4 leaves no window",
+        "comparison.budgets: a budget of 3 leaves no window",
+        "comparison.budgets: a budget of 1024 keeps all of",
+    ),
+    ({"comparison/n_sink": 255, "comparison/budgets": [256]}, "comparison.capacity: 256 leaves no window"),
+    # a fault of the schema beside a contradiction in the same section, and in others
+    (
+        {"long_stream/dtype": "half", "long_stream/capacities": [4, "8"], "long_stream/baseline_tokens": -1},
+        "long_stream.dtype: 'half' is not known",
+        "long_stream.capacities.1: '8' is of the wrong type ... in digits without quotes (YAML",
+        "long_stream.baseline_tokens: -1 is too small",
+        "long_stream: capacity 4 leaves no window",
+    ),
+    (
+        {"experiment": None, "comparison/capacity": 1, "decoding_latency/long_run/capacity": 3, "x": None},
+        "experiment: null",
+        "comparison.capacity: 1 must be one of",
+        "comparison.capacity: 1 leaves no window",
+        "decoding_latency.long_run: capacity 3 leaves",
+        "x: null is under an unknown key",
+    ),
+]
+
+
+def test_default_config_has_no_fault():
+    check_config(CONFIG, [ROOT / "config.yaml"])
+
+
+@pytest.mark.parametrize(("edits", "expected"), [(edits, expected) for edits, *expected in ALONE])
+def test_every_fault_is_one_line_with_key_value_rule_and_remedy(monkeypatch, edits, expected):
+    monkeypatch.chdir(ROOT)
+    assert_reported(changed(CONFIG, edits), expected)
+
+
+# Names of models and texts lead from one of these sections to another.
+TOGETHER = {"experiment", "models", "corpora"}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
+    monkeypatch.chdir(ROOT)
+    drawn = random.Random(seed).sample(ALONE, 12)
+    edits, expected, touched = {}, [], set()
+    for more, *lines in drawn:
+        sections = {place.partition("/")[0] for place in more}
+        sections |= TOGETHER if sections & TOGETHER else set()
+        if not sections & touched:
+            edits, expected, touched = edits | more, expected + lines, touched | sections
+    assert len(edits) > 1
+    assert_reported(changed(CONFIG, edits), expected)
+
+
+def places(config, here=()):
+    """Yield the place of every section, value and item."""
+    parts = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, part in parts:
+        yield (*here, key)
+        if isinstance(part, (dict, list)):
+            yield from places(part, (*here, key))
+
+
+def parent_of(config, place):
+    for key in place[:-1]:
+        config = config[key]
+    return config
+
+
+@pytest.mark.parametrize("wrong", [3.25, date(2024, 2, 29), {"a": "b"}, [[None]]], ids=str)
+def test_wrong_type_anywhere_is_one_line_about_it(wrong):
+    tried = 0
+    for place in places(CONFIG):
+        config = deepcopy(CONFIG)
+        parent = parent_of(config, place)
+        if place == ("bootstrap", "confidence") or isinstance(parent[place[-1]], type(wrong)):
+            continue  # a number has its own limits, sections and lists their own faults
+        parent[place[-1]] = wrong
+        lines = [line for line in report(config) if not line.startswith("comparison.capacity: 256 must be")]
+        assert len(lines) == 1
+        assert lines[0].startswith(".".join(map(str, place)) + ": ")
+        tried += 1
+    assert tried > 80
+
+
+def test_misspelt_key_anywhere_is_named_with_what_is_meant():
+    tried = 0
+    for place in places(CONFIG):
+        config = deepcopy(CONFIG)
+        parent, key = parent_of(config, place), place[-1]
+        if isinstance(parent, dict) and place[:-1] not in (("models",), ("corpora",)) and key != "kind":
+            parent[f"{key}x"] = parent.pop(key)
+            name = ".".join(map(str, place))
+            lines = report(config)
+            assert any(
+                line.startswith(f"{name}x: ") and f" unknown key; did you mean {key}? known are " in line
+                for line in lines
+            )
+            missing = [line for line in lines if "is missing" in line]
+            assert len(missing) == 1
+            assert f"{key!r} is missing; " in missing[0]
+            tried += 1
+    assert tried > 60
