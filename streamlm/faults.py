@@ -92,10 +92,11 @@ def schema_faults(config: Any, schema: Schema) -> list[Fault]:
         unjudged = any((*place[:depth], "kind") in places for depth in range(len(place)))
         if unjudged and not rules.isdisjoint({"then", "else"}):
             continue
+        unsound: Place | None = place[:-1] if place[-1:] == ("kind",) else place
+        if "propertyNames" in rules or (error.validator in ("enum", "uniqueItems") and unsound == place):
+            unsound = None  # a bad name, or one name twice, makes nothing else wrong
         if error.validator == "type" or place not in mistyped:
-            # A bad name, or one name twice, makes nothing else wrong.
-            harmless = "propertyNames" in rules or error.validator in ("enum", "uniqueItems")
-            faults.append(Fault(_line(error, schema), None if harmless else place))
+            faults.append(Fault(_line(error, schema), unsound))
     return faults
 
 
@@ -231,7 +232,7 @@ def repeated_keys(file: Path | str) -> Iterator[str]:
     pending: list[tuple[Place, Any]] = [((), top)]
     seen = set()
     while pending:
-        place, node = pending.pop()
+        place, node = pending.pop(0)
         if not isinstance(node, yaml.MappingNode) or id(node) in seen:
             continue
         seen.add(id(node))  # an alias is the same node again

@@ -1,20 +1,35 @@
 """Wrong configs: every fault of each stands in one report, a line each with key, value, rule and remedy."""
 
+import json
+import os
 import random
 import re
+import resource
+import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from streamlm.config_check import check_config
+from streamlm import experiment
+from streamlm.compression import ContextConfig
+from streamlm.config import method_geometry
+from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.decode_comparison import DecodeConfig
+from streamlm.faults import check_syntax
+from streamlm.latency import LatencyConfig
+from streamlm.stats import BootstrapConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 ABSENT = object()
-LINE = re.compile(r"  [^:]+: .+; .+")  # key: value and rule; remedy
+LINE = re.compile(r"  .+: .+; .+")  # key: value and rule; remedy
 PACKAGE = CONFIG["corpora"]["pg19"]["source"]
 
 
@@ -334,3 +349,240 @@ def test_misspelt_key_anywhere_is_named_with_what_is_meant():
             assert f"{key!r} is missing; " in missing[0]
             tried += 1
     assert tried > 60
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([128, 256, 512, 1028, 4096, 10**12]),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["auto", "cuda:0", "1e3", "float16", "path", "package", "text", "README.md", "pg19", "tests"]
+    ),
+    st.sampled_from(["RandomPress(seed={[]: 1})", "KnormPress\0", "SnapKVPress(**x)", "StreamingLLMPress()"]),
+    st.dates(),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def mutants(draw):
+    """Draw a config of which some parts are replaced, deleted, renamed, or added to."""
+    config = deepcopy(CONFIG)
+    if draw(st.booleans()):
+        for corpus in config["corpora"].values():
+            corpus["source"] = path_source("README.md")
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.sampled_from(list(places(config)) or [None]))
+        if place is None:
+            break
+        parent, key = parent_of(config, place), place[-1]
+        match draw(st.sampled_from(["size", "replace", "borrow", "delete", "rename", "insert"])):
+            case "size" if type(parent[key]) is int:
+                parent[key] = draw(st.integers(1, 5000))
+            case "replace" | "size":
+                parent[key] = draw(VALUES)
+            case "borrow":
+                other = draw(st.sampled_from(list(places(config))))
+                parent[key] = deepcopy(parent_of(config, other)[other[-1]])
+            case "delete":
+                del parent[key]
+            case "rename" if isinstance(parent, dict):
+                parent[draw(st.text(max_size=6) | st.integers())] = parent.pop(key)
+            case _ if isinstance(parent, dict):
+                parent[draw(st.text(max_size=6))] = draw(VALUES)
+            case _:
+                parent.append(draw(VALUES))
+    return config
+
+
+def plan_everything(config):
+    """Plan an experiment as the workflow does, and take its settings as the library does."""
+    runs = experiment.plan_runs(config)
+    points = [*experiment.window_ablation(config), *experiment.sink_ablation(config)]
+    labels = {experiment.run_label(*point) for point in points}
+    labels |= {*experiment.method_labels(config).values(), *experiment.long_stream_labels(config)}
+    assert labels == runs.keys()
+    for run in runs.values():
+        options = {key: run["options"][key] for key in ("method", "n_sink", "window_size")}
+        method_geometry(**options, n_tokens=run["max_eval_tokens"])
+    for method, n_sink in experiment.latency_sides(config):
+        for capacity in config["decoding_latency"]["capacities"]:
+            assert experiment.latency_label(method, capacity, n_sink)
+            assert n_sink < capacity
+    compared = experiment.plan_comparison(config)
+    assert all(len(label) < 200 for label in [*runs, *compared])
+    LatencyConfig(**experiment.latency_settings(config))
+    ContextConfig(**experiment.compared_contexts(config))
+    DecodeConfig(**experiment.compared_decoding(config))
+    BootstrapConfig(**config["bootstrap"])
+    experiment.model_files(config, config["experiment"]["model"])
+    titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
+    assert len(set(titles)) == len(titles)
+    assert all(LINE.fullmatch(f"  {line}") for line in warn_beyond_training(config))
+
+
+@settings(max_examples=150)
+@given(config=mutants())
+def test_any_config_is_planned_or_refused_in_lines(config):
+    config = yaml.load(yaml.dump(config), yaml.FullLoader)  # as a file would give it
+    try:
+        check_config(config)
+    except ValueError:
+        report(config)
+    else:
+        plan_everything(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"experiment: [1\nn_sink: 2\n", "config.yaml line 2, column 7: no valid YAML: expected ',' or ']'"),
+        (b"a: 1\n\tb: 2\n", "config.yaml line 2, column 1: no valid YAML: found character '\\t'"),
+        (
+            b"a: !unknown 3\n",
+            "config.yaml line 1, column 4: no valid YAML: could not determine a constructor",
+        ),
+        (b"", "config.yaml: null is no config; write keys at its top, as"),
+        (b"- experiment\n", "config.yaml: ['experiment'] is no config; write keys at its top, as"),
+        (b"\xff\xfe\xfd", "config.yaml: it cannot be read: 'utf-8' codec"),
+        (b"a: \0\n", "config.yaml: it cannot be read: unacceptable character #x0000"),
+        (b"a: 2024-99-99\n", "config.yaml: it cannot be read: month must be in 1..12; write it as YAML in"),
+        (b"[" * 5000, "config.yaml: it cannot be read: maximum recursion depth exceeded"),
+    ],
+)
+def test_file_that_is_no_config_is_refused_in_one_line(monkeypatch, tmp_path, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_bytes(text)
+    with pytest.raises(ValueError) as caught:
+        check_syntax("config.yaml")
+    assert str(caught.value).startswith(message)
+    assert re.fullmatch("[^\n]+; [^\n]+", str(caught.value))
+
+
+def test_keys_written_twice_are_named_with_their_lines(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("a: &a\n  n: 1\n  m: 2\n  n: 3\nb: *a\na: 3\n")
+    assert report(CONFIG, [file]) == [
+        f"a.n: written twice in {file}, lines 2 and 4; keep one of them",
+        f"a: written twice in {file}, lines 1 and 6; keep one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("described", "lines"),
+    [
+        (
+            {"max_position_embeddings": 512},
+            ["experiment: a cache of 2052 tokens is beyond the 512 that", "dec"],
+        ),
+        ({"text_config": {"max_position_embeddings": 3000}}, ["decoding_latency: a cache of 4096 tokens is"]),
+        ({"max_position_embeddings": 4096}, []),
+        ({}, []),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_windows_beyond_the_model_are_warned_about_and_not_refused(tmp_path, described, lines):
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    source = {"kind": "path", "path": str(tmp_path)}
+    config = changed(CONFIG, {"models/smollm2-135m-instruct/source": source})
+    check_config(config)
+    found = list(warn_beyond_training(config))
+    assert len(found) == len(lines)
+    assert all(line.startswith(begin) for line, begin in zip(found, lines, strict=True))
+
+
+def test_model_that_is_not_there_yet_gives_no_warning():
+    source = {"kind": "path", "path": "no/such/folder"}
+    assert not list(warn_beyond_training(changed(CONFIG, {"models/smollm2-135m-instruct/source": source})))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project that has not run."""
+    for part in ("Snakefile", "config.yaml", "configs", "profiles", "workflow", "streamlm", "README.md",
+                 "Makefile", "envs"):  # fmt: skip
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, tmp_path / part)
+    (tmp_path / "data/smoke/model").mkdir(parents=True)
+    (tmp_path / "data/smoke/model/config.json").write_text('{"max_position_embeddings": 33}')
+    return tmp_path
+
+
+def dry_run(project, *args):
+    """Return the exit status and the output of a dry run, which must take less than 5 seconds of a core."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", *args],
+        cwd=project, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "overlay", "lines"),
+    [
+        (
+            ("n_sink: 4\n  window_size", "n_sink: four\n  window_size"),
+            "experiment: {window_sizee: 3}\nbootstrap:\ncompute: {dtype: float8}\n"
+            "long_stream: {capacities: [4]}\n",
+            [
+                "  experiment.n_sink: 'four' is of the wrong type; use an integer of 1 or more, in digits",
+                "  experiment.window_sizee: 3 is under an unknown key; did you mean window_size?",
+                "  bootstrap: null is of the wrong type; use a section with block, resamples,",
+                "  compute.dtype: 'float8' is not known; did you mean float64? use one of float32, ",
+                "  long_stream: capacity 4 leaves no window beside 4 sinks; raise it or take fewer sinks",
+            ],
+        ),
+        (("seed: 0", "seed: 0\n  seed: 1"), None, ["  bootstrap.seed: written twice in config.yaml, lines"]),
+        (("bootstrap: #", "bootstrap: { #"), None, ["config.yaml line ", "no valid YAML: "]),
+        (None, "a: [1\n", ["Config file is not valid JSON or YAML."]),
+        (None, "- experiment\n", ["Config file must be given as JSON or YAML with keys at top level."]),
+        (None, "", ["Config file must be given as JSON or YAML with keys at top level."]),
+    ],
+    ids=["faults of both files", "twice", "no YAML", "overlay no YAML", "overlay a list", "overlay empty"],
+)
+def test_wrong_config_is_one_report_to_the_user_before_any_job(project, edit, overlay, lines):
+    if edit is not None:
+        text = (project / "config.yaml").read_text()
+        assert edit[0] in text
+        (project / "config.yaml").write_text(text.replace(*edit, 1))
+    if overlay is not None:
+        (project / "mine.yaml").write_text(overlay)
+    status, output = dry_run(project, *([] if overlay is None else ["--configfile", "mine.yaml"]))
+    assert status == 1
+    for line in lines:
+        assert output.count(line) == 1, (line, output)
+    assert output.count("WorkflowError") == 1
+    assert "Traceback" not in output
+    assert "rule " not in output
+
+
+def test_overlay_that_does_not_exist_is_named_before_any_job(project):
+    # Snakemake itself opens it, before it reads a line of this project: the traceback above is its own.
+    status, output = dry_run(project, "--configfile", "missing.yaml")
+    assert status == 1
+    assert "FileNotFoundError: [Errno 2] No such file or directory: 'missing.yaml'\n" in output
+    assert "rule " not in output
+
+
+def test_user_is_warned_of_windows_beyond_the_model_and_goes_on(project):
+    status, output = dry_run(project, "--configfile", "configs/smoke.yaml")
+    assert status == 0
+    assert (
+        output.count("decoding_latency: a cache of 64 tokens is beyond the 33 that tiny is trained to; it")
+        == 1
+    )
+    assert output.count(" is trained to; ") == 1
