@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from streamlm import experiment
 from streamlm.compression import ContextConfig
 from streamlm.config import method_geometry
-from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.config_check import SCHEMA, check_config, warn_beyond_training
 from streamlm.decode_comparison import DecodeConfig
-from streamlm.faults import check_syntax
+from streamlm.faults import check_syntax, describe
 from streamlm.latency import LatencyConfig
 from streamlm.stats import BootstrapConfig
 
@@ -270,6 +270,25 @@ ALONE = [
         "x: null is under an unknown key",
     ),
 ]
+
+
+def rules_of(schema):
+    """Yield every part of a schema that says what a value may be."""
+    yield schema
+    for key in ("properties", "$defs"):
+        for part in schema.get(key, {}).values():
+            yield from rules_of(part)
+    for key in ("items", "then", "else", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from rules_of(schema[key])
+
+
+def test_schema_says_in_words_what_its_patterns_take():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    rules = list(rules_of(schema))
+    assert len(rules) > 80
+    assert [rule for rule in rules if "pattern" in rule and "description" not in rule] == []
+    assert all(describe(rule, schema) for rule in rules if rule.keys() & {"type", "enum", "$ref", "oneOf"})
 
 
 def test_default_config_has_no_fault():
