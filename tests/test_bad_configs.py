@@ -242,7 +242,11 @@ ALONE = [
     ({"experiment/sink_ablation/capacities": [16]}, "experiment.sink_ablation: capacity 16 leaves no"),
     ({"long_stream/max_eval_tokens": 400}, "long_stream.max_eval_tokens: 400 tokens never fill ... 512"),
     ({"long_stream/baseline_tokens": 400}, "long_stream.baseline_tokens: 400 tokens never fill ... 512"),
-    ({"long_stream/capacities": [4, 256]}, "long_stream: capacity 4 leaves no window beside 4 sinks"),
+    (
+        {"long_stream/capacities": [4, 256, 3]},
+        "long_stream: capacity 4 leaves no window beside 4 sinks",
+        "long_stream: capacity 3 leaves no window beside 4 sinks",
+    ),
     ({"decoding_latency/n_sinks": [4, 512]}, "decoding_latency: capacity 512 leaves no window ... 512"),
     ({"decoding_latency/long_run/capacity": 3}, "decoding_latency.long_run: capacity 3 leaves no window"),
     ({"comparison/capacity": 100}, "comparison.capacity: 100 must be one of the budgets; add it there"),
@@ -291,8 +295,12 @@ def test_schema_says_in_words_what_its_patterns_take():
     assert all(describe(rule, schema) for rule in rules if rule.keys() & {"type", "enum", "$ref", "oneOf"})
 
 
-def test_default_config_has_no_fault():
-    check_config(CONFIG, [ROOT / "config.yaml"])
+def test_default_config_has_no_fault_and_is_left_as_it_is():
+    config = deepcopy(CONFIG)
+    models = config["models"]
+    check_config(config, [ROOT / "config.yaml"])
+    assert config == CONFIG
+    assert config["models"] is models
 
 
 @pytest.mark.parametrize(("edits", "expected"), [(edits, expected) for edits, *expected in ALONE])
