@@ -150,9 +150,9 @@ def _largest_cache(config: Config, section: str) -> int:
     if section == "experiment":
         main = (part["n_sink"], part["window_size"])
         return max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
+    sizes: list[int] = [*part["budgets" if section == "comparison" else "capacities"]]
     if section == "decoding_latency":
-        return max(*part["capacities"], part["long_run"]["capacity"])
-    sizes: list[int] = part["budgets" if section == "comparison" else "capacities"]
+        sizes.append(part["long_run"]["capacity"])
     return max(sizes)
 
 

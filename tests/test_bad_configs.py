@@ -528,6 +528,14 @@ def test_windows_beyond_the_model_are_warned_about_and_not_refused(tmp_path, des
     assert all(line.startswith(begin) for line, begin in zip(found, lines, strict=True))
 
 
+def test_long_run_beyond_the_model_is_warned_about(tmp_path):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192}')
+    source = {"kind": "path", "path": str(tmp_path)}
+    edits = {"models/smollm2-135m-instruct/source": source, "decoding_latency/long_run/capacity": 9000}
+    (line,) = warn_beyond_training(changed(CONFIG, edits))
+    assert line.startswith("decoding_latency: a cache of 9000 tokens is beyond the 8192 that smollm2")
+
+
 def test_model_that_is_not_there_yet_gives_no_warning():
     source = {"kind": "path", "path": "no/such/folder"}
     assert not list(warn_beyond_training(changed(CONFIG, {"models/smollm2-135m-instruct/source": source})))

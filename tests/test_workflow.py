@@ -219,7 +219,7 @@ def test_every_script_is_run_by_a_rule():
     ("more", "changes"),
     [("# a comment\n", False), ('"""A docstring."""\n', False), ("\n\n\n", False), ("SPARE = 1\n", True)],
 )
-def test_fingerprints_change_with_the_meaning_of_any_file_alone(tmp_path, monkeypatch, more, changes):
+def test_fingerprints_change_with_what_a_file_means_alone(tmp_path, monkeypatch, more, changes):
     before = fingerprints(ROOT)
     for part in ("streamlm", "workflow/scripts"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -246,57 +246,59 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "rules", "counts"),
-    [
-        ("results_dir: results/other", EVERYTHING, {}),
-        ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
-         {"tokenise_corpus"} | EVERYTHING.keys(), {"tokenise_corpus": 2}),
-        ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED, {}),
-        ("experiment: {max_eval_tokens: 401}", SHORT, {"measure_perplexity": 10}),
-        ("experiment: {n_sink: 5}", MAIN, {"measure_perplexity": 6}),
-        ("experiment: {window_size: 29}", MAIN, {"measure_perplexity": 6}),
-        ("experiment: {recompute_positions: 9}", MAIN, {"measure_perplexity": 2}),
-        ("experiment: {window_ablation: {n_sink: 3}}", WINDOWS, {"measure_perplexity": 4}),
-        ("experiment: {window_ablation: {window_sizes: [8, 16, 28]}}", WINDOWS, {"measure_perplexity": 2}),
-        ("experiment: {sink_ablation: {capacities: [32, 33]}}", SINKS, {"measure_perplexity": 4}),
-        ("experiment: {sink_ablation: {n_sinks: [0, 2, 4]}}", SINKS, {"measure_perplexity": 2}),
-        ("long_stream: {max_eval_tokens: 3001}", LONG, {"measure_perplexity": 4}),
-        ("long_stream: {baseline_tokens: 1501}", LONG, {"measure_perplexity": 4}),
-        ("long_stream: {n_sink: 5}", LONG, {"measure_perplexity": 4}),
-        ("long_stream: {capacities: [16, 32, 64]}", LONG, {"measure_perplexity": 4}),
-        ("long_stream: {dtype: bfloat16}", LONG, {"measure_perplexity": 8}),
-        ("decoding_latency: {capacities: [32, 64, 96]}", TIMED_SHOWN, {"measure_latency": 1}),
-        ("decoding_latency: {n_sinks: [4, 5]}", TIMED_SHOWN, {"measure_latency": 2}),
-        ("decoding_latency: {warmup_tokens: 2}", TIMED_SHOWN, {"measure_latency": 2}),
-        ("decoding_latency: {long_run: {tokens: 101}}", TIMED_SHOWN, {"measure_long_run": 1}),
-        ("comparison: {n_sink: 5}", COMPARED, {}),
-        ("comparison: {capacity: 16}", COMPARED - {"measure_compression"}, {}),
-        ("comparison: {budgets: [16, 24, 32]}", COMPARED - {"measure_decoding"}, {}),
-        ("comparison: {scored_tokens: 25}", COMPARED - {"measure_decoding"}, {}),
-        ("comparison: {decode: {tokens: 41}}", COMPARED - {"measure_compression"}, {}),
-        ("comparison: {presses: [SnapKVPress(window_size=8), KnormPress]}", COMPARED_SHOWN,
-         {"measure_compression": 1}),
-        ("compute: {dtype: bfloat16}", SHORT | TIMED | COMPARED, {"measure_perplexity": 10}),
-        ("compute: {torch_threads: 1}", EVERYTHING, {}),
-        ("bootstrap: {seed: 1}", SCORED | COMPARED, {}),
-        ("models: {tiny: {title: other}}", EVERYTHING, {}),
-        ("models: {spare: {title: unused, source: {kind: path, path: data/smoke/model}}}", {}, {}),
-        ("corpora: {readme: {title: other}}", READING | EVERYTHING.keys(), ONE_TEXT),
-        ("corpora: {makefile: {title: other}}", READING | SCORED | COMPARED, ONE_TEXT),
-        ("corpora: {makefile: {add_bos: true}}", {"tokenise_corpus"} | SCORED | COMPARED,
-         ONE_TEXT),
-        ("corpora: {makefile: {max_samples: 1}}", {"tokenise_corpus"} | SCORED | COMPARED,
-         ONE_TEXT),
-        ("corpora: {makefile: {source: {path: config.yaml}}}", READING | SCORED | COMPARED,
-         ONE_TEXT),
-    ],
-)  # fmt: skip
+CHANGES = [
+    ("results_dir: results/other", EVERYTHING, {}),
+    ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
+     {"tokenise_corpus"} | EVERYTHING.keys(), {"tokenise_corpus": 2}),
+    ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED, {}),
+    ("experiment: {max_eval_tokens: 401}", SHORT, {"measure_perplexity": 10}),
+    ("experiment: {n_sink: 5}", MAIN, {"measure_perplexity": 6}),
+    ("experiment: {window_size: 29}", MAIN, {"measure_perplexity": 6}),
+    ("experiment: {recompute_positions: 9}", MAIN, {"measure_perplexity": 2}),
+    ("experiment: {window_ablation: {n_sink: 3}}", WINDOWS, {"measure_perplexity": 4}),
+    ("experiment: {window_ablation: {window_sizes: [8, 16, 28]}}", WINDOWS, {"measure_perplexity": 2}),
+    ("experiment: {sink_ablation: {capacities: [32, 33]}}", SINKS, {"measure_perplexity": 4}),
+    ("experiment: {sink_ablation: {n_sinks: [0, 2, 4]}}", SINKS, {"measure_perplexity": 2}),
+    ("long_stream: {max_eval_tokens: 3001}", LONG, {"measure_perplexity": 4}),
+    ("long_stream: {baseline_tokens: 1501}", LONG, {"measure_perplexity": 4}),
+    ("long_stream: {n_sink: 5}", LONG, {"measure_perplexity": 4}),
+    ("long_stream: {capacities: [16, 32, 64]}", LONG, {"measure_perplexity": 4}),
+    ("long_stream: {dtype: bfloat16}", LONG, {"measure_perplexity": 8}),
+    ("decoding_latency: {capacities: [32, 64, 96]}", TIMED_SHOWN, {"measure_latency": 1}),
+    ("decoding_latency: {n_sinks: [4, 5]}", TIMED_SHOWN, {"measure_latency": 2}),
+    ("decoding_latency: {warmup_tokens: 2}", TIMED_SHOWN, {"measure_latency": 2}),
+    ("decoding_latency: {long_run: {tokens: 101}}", TIMED_SHOWN, {"measure_long_run": 1}),
+    ("comparison: {n_sink: 5}", COMPARED, {}),
+    ("comparison: {capacity: 16}", COMPARED - {"measure_compression"}, {}),
+    ("comparison: {budgets: [16, 24, 32]}", COMPARED - {"measure_decoding"}, {}),
+    ("comparison: {scored_tokens: 25}", COMPARED - {"measure_decoding"}, {}),
+    ("comparison: {decode: {tokens: 41}}", COMPARED - {"measure_compression"}, {}),
+    ("comparison: {presses: [SnapKVPress(window_size=8), KnormPress]}", COMPARED_SHOWN,
+     {"measure_compression": 1}),
+    ("compute: {dtype: bfloat16}", SHORT | TIMED | COMPARED, {"measure_perplexity": 10}),
+    ("compute: {torch_threads: 1}", EVERYTHING, {}),
+    ("bootstrap: {seed: 1}", SCORED | COMPARED, {}),
+    ("models: {tiny: {title: other}}", EVERYTHING, {}),
+    ("models: {spare: {title: unused, source: {kind: path, path: data/smoke/model}}}", {}, {}),
+    ("corpora: {readme: {title: other}}", READING | EVERYTHING.keys(), ONE_TEXT),
+    ("corpora: {makefile: {title: other}}", READING | SCORED | COMPARED, ONE_TEXT),
+    ("corpora: {makefile: {add_bos: true}}", {"tokenise_corpus"} | SCORED | COMPARED, ONE_TEXT),
+    ("corpora: {makefile: {max_samples: 1}}", {"tokenise_corpus"} | SCORED | COMPARED, ONE_TEXT),
+    ("corpora: {makefile: {source: {path: config.yaml}}}", READING | SCORED | COMPARED, ONE_TEXT),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "rules", "counts"), CHANGES)
 def test_change_of_the_config_reruns_what_depends_on_it(finished, tmp_path, change, rules, counts):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(change)
     usual = {**EVERYTHING, **dict.fromkeys(READING, 1)}
     assert planned(finished, overlay) == {rule: usual[rule] for rule in rules} | counts
+
+
+def test_every_section_of_the_config_is_changed():
+    changed = {section for change, *_ in CHANGES for section in yaml.safe_load(change)}
+    assert changed == yaml.safe_load((ROOT / "config.yaml").read_text()).keys()
 
 
 def test_kvpress_is_imported_in_its_own_two_stages_alone():
