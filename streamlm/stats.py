@@ -55,9 +55,10 @@ def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
 
     Blocks of consecutive values are drawn with replacement until they cover the length of the sequence, so
     the dependence within a block survives. The sequence is bent to a ring: otherwise its first and last
-    values stand in fewer blocks than the others, and of a short one the interval can miss the mean. A sequence shorter than two blocks gets blocks of half its
-    length. From fewer than about ten blocks the interval is too narrow: of independent values, nominal 95 %
-    covered 71 % with two blocks, 87 % with five and 92 % with sixteen.
+    values stand in fewer blocks than the others, and of a short one the interval can miss the mean. A
+    sequence shorter than two blocks gets blocks of half its length. From fewer than about ten blocks the
+    interval is too narrow: of independent values, nominal 95 % covered 71 % with two blocks, 87 % with five
+    and 92 % with sixteen.
 
     Args:
         values: (N,) in order of the stream, N >= 1.
