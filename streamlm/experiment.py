@@ -76,7 +76,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"corpora: two are titled {title!r}; give each text a name of its own"
     for name, corpus in config["corpora"].items():
         if "format" not in corpus["source"]:
-            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
+            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg, wikitext or text"
     sinks = experiment["sink_ablation"]
     for capacity in sinks["capacities"]:
         if capacity <= max(sinks["n_sinks"]):
@@ -237,6 +237,12 @@ def compared_contexts(config: Config) -> dict[str, int]:
 def compared_decoding(config: Config) -> dict[str, int]:
     """Return what is decoded there, as `decode_comparison.DecodeConfig` takes it."""
     return {"capacity": config["comparison"]["capacity"], **config["comparison"]["decode"]}
+
+
+def names_from(config: Config, kind: str, *, hub: bool) -> str:
+    """Return a pattern of the names under `kind` that come from a hub, or of those that do not."""
+    names = [name for name, entry in config[kind].items() if (entry["source"]["kind"] == "hub") == hub]
+    return "|".join(names) or "(?!)"  # which matches nothing
 
 
 def source_file(config: Config, kind: str, name: str) -> str:
