@@ -1,17 +1,20 @@
-"""Models and texts from a Hugging Face hub, or a mirror of one, through the hub's own clients.
+"""What a Hugging Face hub or a mirror of one holds, through the hub's own clients: its files, and its models.
 
-`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those clients. What is fetched
-stays in their cache and is copied from there, so a run after a failure fetches only what is missing. No code
-from a hub runs: weights are safetensors or GGUF, texts are parquet.
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those clients. What is
+fetched stays in their cache and is copied from there, so a run after a failure fetches only what is missing.
+No code from a hub runs: weights are safetensors or GGUF, texts are parquet.
 
-huggingface_hub 1.33 asks six times for a file that meets 429 or 5xx (after as long as `Retry-After` says), but
-once, and without a time limit, for a listing; and it compares sizes, not hashes. Limit and hash are added here.
+huggingface_hub 1.33 asks six times for a file that meets 429 or 5xx (after as long as `Retry-After` says),
+but once, and without a time limit, for a listing; and it compares sizes, not hashes. Limit and hash are added
+here.
 """
 
 import hashlib
 import json
+import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +22,18 @@ from typing import Any
 
 import httpx
 from huggingface_hub import (
-    DatasetCard,
-    HfFileSystem,
     constants,
-    is_offline_mode,
     set_client_factory,
     snapshot_download,
 )
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from streamlm.archives import Source
-from streamlm.hub_errors import explain
+from streamlm.hub_errors import OTHERWISE, explain
 from streamlm.records import atomic_path
-from streamlm.text import Document, wikitext_documents
 
-_CARD = "README.md"
 _MODEL_FILES = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "chat_template.jinja", "model.safetensors", "model-*.safetensors",
@@ -42,15 +41,25 @@ _MODEL_FILES = [
 ]  # fmt: skip
 
 
-def looks_like_repo(name: str) -> bool:
-    """Return whether `name` has the form of a hub id, ``org/name`` or ``org/name@revision``."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", name) is not None
+def parse_repo(name: str) -> dict[str, str] | None:
+    """Return `repo` and `revision` (or else ``main``) of ``org/name@revision``; None of any other text."""
+    found = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", name)
+    return {"repo": found[1], "revision": found[2] or "main"} if found else None
 
 
-def split_repo(name: str) -> dict[str, str]:
-    """Return `repo` and `revision` of ``org/name@revision``; without one it is ``main``."""
-    repo, _, revision = name.partition("@")
-    return {"repo": repo, "revision": revision or "main"}
+def find_model(name: Path) -> tuple[Path, str | None]:
+    """Return the folder of a model, and its true name if it is the hub id of one, which is fetched.
+
+    Raises:
+        ValueError: see `model_snapshot`.
+    """
+    found = None if name.exists() else parse_repo(str(name))
+    if found is None:
+        return name, None
+    try:
+        return model_snapshot(**found), str(name)
+    except ValueError as error:
+        raise ValueError(f"there is no folder {name}, and of the hub: {error}") from error
 
 
 def model_snapshot(repo: str, revision: str) -> Path:
@@ -59,13 +68,13 @@ def model_snapshot(repo: str, revision: str) -> Path:
     Raises:
         ValueError: in one line, what could not be had and what to do; or the model needs pickles or code.
     """
-    folder = _snapshot(repo, revision, "model", _MODEL_FILES)
-    names = {file.name for file in _matching(folder, _MODEL_FILES)}
+    folder = snapshot(repo, revision, "model", _MODEL_FILES)
+    names = {file.name for file in matching(folder, _MODEL_FILES)}
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
             f"{repo} at {revision} has no model.safetensors, and weights in pickles (pytorch_model.bin) are "
-            "never loaded, since that runs what they hold; name a revision or repository with safetensors, or "
-            "a GGUF file"
+            "never loaded, since that runs what they hold; name a revision or repository with safetensors, "
+            "or a GGUF file"
         )
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
@@ -95,84 +104,32 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
     if gguf := source.get("gguf"):
         from streamlm.gguf import convert_gguf
 
-        snapshot = _snapshot(source["repo"], source["revision"], "model", [gguf])
-        convert_gguf(snapshot / gguf, out_dir, title)
+        cached = snapshot(source["repo"], source["revision"], "model", [gguf])
+        convert_gguf(cached / gguf, out_dir, title)
         return
-    snapshot = model_snapshot(source["repo"], source["revision"])
+    cached = model_snapshot(source["repo"], source["revision"])
     with atomic_path(out_dir) as folder:
         folder.mkdir()
-        for file in _matching(snapshot, _MODEL_FILES):
+        for file in matching(cached, _MODEL_FILES):
             shutil.copyfile(file, folder / file.name)
         config = json.loads((folder / "config.json").read_bytes())
-        config |= {"streamlm_title": title, "streamlm_commit": snapshot.name}
+        config |= {"streamlm_title": title, "streamlm_commit": cached.name}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def fetch_documents(source: Source) -> tuple[list[Document], Source]:
-    """Return the documents of a text on the hub, and the source with the `commit` that it was read at.
-
-    Args:
-        source: `repo`, `revision`, `config` (or None), `split`, `column`; `rows` is how many first rows are
-            streamed, of whose file no hash can be compared, and None fetches all; `format` is ``text``, a
-            document a row, or ``wikitext``, a line a row.
-
-    Raises:
-        ValueError: in one line, what could not be had and what to do.
-    """
-    repo, column = source["repo"], source["column"]
-    commit, paths = _split_files(source)
-    with _explained(repo, source["revision"]):
-        rows = _open_parquet(paths)
-    if column not in rows.column_names:
-        raise ValueError(f"{repo} has no column {column!r}; use one of {', '.join(rows.column_names)}")
-    with _explained(repo, source["revision"]):
-        values = [row[column] for row in (rows if source["rows"] is None else rows.take(source["rows"]))]
-    texts = [value for value in values if isinstance(value, str)]
-    if source["format"] == "wikitext":
-        documents = wikitext_documents(texts)
-    else:
-        documents = [Document(title=f"{repo}, row {n}", text=text) for n, text in enumerate(texts)]
-    found = [document for document in documents if document.text.strip()]
-    if not found:
-        raise ValueError(
-            f"{repo} has no text in column {column!r}; use one of {', '.join(rows.column_names)}"
-        )
-    return found, {**source, "commit": commit}
-
-
-def _split_files(source: Source) -> tuple[str, list[str]]:
-    """Return the commit of a data set, and where the parquet files of a split can be read."""
-    repo, revision = source["repo"], source["revision"]
-    card = _snapshot(repo, revision, "dataset", [_CARD]) / _CARD
-    commit = card.parent.name
-    patterns = _split_patterns(card, repo, source["config"], source["split"])
-    if source["rows"] is None or is_offline_mode():
-        paths = [str(file) for file in _matching(_snapshot(repo, commit, "dataset", patterns), patterns)]
-    else:
-        with _explained(repo, revision):
-            paths = _remote_files(repo, commit, patterns)
-    paths = [path for path in paths if path.endswith(".parquet")]
-    if not paths:
-        raise ValueError(
-            f"{repo} at {revision} has no parquet for config {source['config']}, split {source['split']} "
-            f"(looked for {', '.join(patterns)}); scripts of data sets never run: name a mirror in parquet, or "
-            "the revision refs/convert/parquet"
-        )
-    return commit, paths
-
-
-def _snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) -> Path:
+def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) -> Path:
     """Return the cached folder of a commit, which is its name, with the files that match, hashes compared."""
-    with _explained(repo, revision):
+    with explained(repo, revision):
         folder = Path(
             snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns))
         )
-    for file in _matching(folder, patterns):
+    for file in matching(folder, patterns):
         _check_hash(file, repo)
     return folder
 
 
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files below a folder that match, in the order of the patterns, each once."""
     found = {file: None for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()}
     return list(found)
 
@@ -201,67 +158,17 @@ def _check_hash(file: Path, repo: str) -> None:
         blob.unlink(missing_ok=True)
         raise ValueError(
             f"{file.name} of {repo} from {constants.ENDPOINT} has hash {digest.hexdigest()}, announced was "
-            f"{blob.name}: deleted; run again, and distrust that hub or mirror (HF_ENDPOINT) if it comes back"
+            f"{blob.name}: it is deleted; try again, and if that does not help distrust this hub, {OTHERWISE}"
         )
 
 
-def _split_patterns(card: Path, repo: str, config: str | None, split: str) -> list[str]:
-    """Return the globs of a split's files: what the data set's card says, or else the usual places."""
-    entry = _card_config(card, repo, config)
-    data_files = entry.get("data_files")
-    if not data_files:
-        root = entry.get("data_dir") or config
-        roots = [f"{root}/"] if root else ["", "**/"]
-        return [f"{root}{name}.parquet" for root in roots for name in (f"{split}*", f"{split}/*")]
-    if isinstance(data_files, list) and isinstance(data_files[0], dict):
-        splits = {part["split"]: part["path"] for part in data_files}
-    else:
-        splits = {"train": data_files}  # what no split is said of
-    if split not in splits:
-        raise ValueError(f"{repo} has no split {split!r}; use one of {', '.join(splits)}")
-    return [splits[split]] if isinstance(splits[split], str) else list(splits[split])
-
-
-def _card_config(card: Path, repo: str, config: str | None) -> dict[str, Any]:
-    """Return the entry of a config in the data set's card; an empty one where the card has none at all."""
-    listed = (DatasetCard.load(card).data.to_dict().get("configs") if card.is_file() else None) or []
-    configs: dict[str | None, dict[str, Any]] = {entry["config_name"]: entry for entry in listed}
-    if not configs:
-        return {}
-    if config is None:
-        config = next((name for name, entry in configs.items() if entry.get("default")), None)
-        config = next(iter(configs)) if len(configs) == 1 else config
-    if config not in configs:
-        names = ", ".join(map(str, configs))
-        raise ValueError(f"{repo} has no config {config!r}; use one of {names}")
-    return configs[config]
-
-
-def _remote_files(repo: str, commit: str, patterns: Sequence[str]) -> list[str]:
-    """Return addresses of files on the hub that `datasets` reads in parts."""
-    root, hub = f"datasets/{repo}@{commit}", HfFileSystem()
-    found = {path: None for pattern in patterns for path in sorted(hub.glob(f"{root}/{pattern}"))}
-    return [f"hf://{path}" for path in found]
-
-
-def _open_parquet(paths: list[str]) -> Any:
-    """Return the rows of parquet files, of which no more is read than is asked for."""
-    import datasets
-
-    # huggingface_hub has tried six times before `datasets` would begin its own twenty, five seconds apart.
-    for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):
-        setattr(datasets.config, name, 1)
-    for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
-        setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    return datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
-
-
 @contextmanager
-def _explained(repo: str, revision: str) -> Iterator[None]:
+def explained(repo: str, revision: str) -> Iterator[None]:
     """Turn whatever the hub's clients raise into one line for the user."""
     set_client_factory(_limited_client)
-    logging.set_verbosity(logging.ERROR)  # of its retries; what comes of them is said once
+    hub_logging.set_verbosity(logging.ERROR)  # not of its retries: what comes of them is said once
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         yield
     except Exception as error:  # the clients share no narrower type

@@ -9,7 +9,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 _DEFAULT = "or run the packaged default experiment (config.yaml), which needs no hub"
-_OTHERWISE = f"use a mirror (HF_ENDPOINT) or a filled cache (HF_HOME with HF_HUB_OFFLINE=1), {_DEFAULT}"
+OTHERWISE = f"use a mirror (HF_ENDPOINT) or a filled cache (HF_HOME with HF_HUB_OFFLINE=1), {_DEFAULT}"
 
 
 def explain(error: Exception) -> str:
@@ -17,15 +17,15 @@ def explain(error: Exception) -> str:
     for cause in _causes(error):
         if found := _known(cause):
             reason, remedy = found
-            return f"{constants.ENDPOINT}: {reason}; {remedy}, {_OTHERWISE}"
+            return f"{constants.ENDPOINT}: {reason}; {remedy}, {OTHERWISE}"
     if is_offline_mode():
         return (
             f"the cache in HF_HOME ({constants.HF_HOME}), as HF_HUB_OFFLINE asks: it is not there; fill a "
-            "HF_HOME with `hf download` where there is a network and bring it here, unset HF_HUB_OFFLINE (and "
-            f"name a mirror with HF_ENDPOINT), {_DEFAULT}"
+            "HF_HOME with `hf download` where there is a network and bring it here, unset HF_HUB_OFFLINE "
+            f"(and name a mirror with HF_ENDPOINT), {_DEFAULT}"
         )
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{constants.ENDPOINT}: {reason[:300]}; correct the source and try again, {_OTHERWISE}"
+    return f"{constants.ENDPOINT}: {reason[:300]}; correct the source and try again, {OTHERWISE}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, for the real clients: what they ask of one, and faults that one can have."""
+"""A Hugging Face hub on loopback, for the real clients: what they ask of one, and faults it can have."""
 
 import hashlib
 import json
@@ -34,15 +34,11 @@ class Fault:
 
 @dataclass
 class Repo:
-    """One revision of a repository; `refs` are the names under which it is known."""
+    """A repository at one commit, known as one branch too."""
 
     files: dict[str, bytes]
-    refs: tuple[str, ...] = ("main",)
-
-    @property
-    def commit(self):
-        listing = "".join(f"{name} {git_hash(content)}\n" for name, content in sorted(self.files.items()))
-        return hashlib.sha1(listing.encode()).hexdigest()
+    commit: str
+    branch: str
 
     def entries(self, folder, recursive):
         """Return what the tree listing of a folder shows."""
@@ -74,19 +70,20 @@ def file_entry(name, content):
 class Hub:
     """The repositories of a hub by ("models" or "datasets", id), its faults, and what was asked of it."""
 
-    repos: dict[tuple[str, str], list[Repo]] = field(default_factory=dict)
+    repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0  # bytes of bodies
 
-    def add(self, kind, name, files, refs=("main",)):
-        self.repos.setdefault((kind, name), []).append(Repo(files, refs))
+    def add(self, kind, name, files, commit="c0ffee" + 34 * "0", branch="main"):
+        self.repos[kind, name] = Repo(files, commit, branch)
 
     def find(self, kind, name, revision):
         """Return the repository at a revision, or the error code that a hub gives."""
-        versions = self.repos.get((kind, name))
-        if versions is None:
+        repo = self.repos.get((kind, name))
+        if repo is None:
             return "RepoNotFound"
-        return next((r for r in versions if revision in (*r.refs, r.commit)), "RevisionNotFound")
+        return repo if revision in (repo.branch, repo.commit) else "RevisionNotFound"
 
     def __enter__(self):
         self.closing = threading.Event()
@@ -185,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.send_body(b"", headers, status=302)
 
     def content(self, digest):
-        contents = (c for repos in self.server.hub.repos.values() for r in repos for c in r.files.values())
+        contents = (c for repo in self.server.hub.repos.values() for c in repo.files.values())
         found = next((c for c in contents if hashlib.sha256(c).hexdigest() == digest), None)
         if found is None:
             return self.refuse(404, "")
@@ -223,4 +220,5 @@ class Handler(BaseHTTPRequestHandler):
             if self.fault == "stall":
                 self.server.hub.closing.wait(60)
             return
+        self.server.hub.sent += len(content)
         self.wfile.write(content)

@@ -2,8 +2,8 @@ import sys
 from pathlib import Path
 
 from streamlm.data import write_sample
-from streamlm.hub import fetch_documents
 from streamlm.hub_errors import one_line
+from streamlm.hub_texts import fetch_documents
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
