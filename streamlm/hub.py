@@ -123,8 +123,7 @@ def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) 
         folder = Path(
             snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns))
         )
-    for file in matching(folder, patterns):
-        _check_hash(file, repo)
+    _check_hashes(matching(folder, patterns), repo)
     return folder
 
 
@@ -134,32 +133,35 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _check_hash(file: Path, repo: str) -> None:
-    """Compare a cached file with the hash that the hub gave for it, under which its blob is kept.
+def _check_hashes(files: Sequence[Path], repo: str) -> None:
+    """Delete and name cached files that are not what the hub announced; the next run fetches them anew."""
+    wrong = [file for file in files if not _hash_fits(file.resolve())]
+    for file in wrong:
+        file.resolve().unlink(missing_ok=True)
+        file.unlink()
+    if wrong:
+        names = ", ".join(file.name for file in wrong)
+        raise ValueError(
+            f"{names} of {repo} came from {constants.ENDPOINT} with another hash than announced; deleted; "
+            f"try again, and if that does not help distrust this hub, {OTHERWISE}"
+        )
 
-    That is the SHA-256 of a large file and git's SHA-1 of a small one. On a mismatch it is deleted, so that
-    the next run fetches it anew.
-    """
-    blob = file.resolve()
+
+def _hash_fits(blob: Path) -> bool:
+    """Compare a cached file with its name, SHA-256 of a large one and git's SHA-1 of a small one."""
     if blob.parent.name != "blobs":  # a file system without symbolic links: the name is lost
-        return
+        return True
     match len(blob.name):
         case 64:
             digest = hashlib.sha256()
         case 40:
             digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
         case _:
-            return
+            return True
     with blob.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != blob.name:
-        file.unlink()
-        blob.unlink(missing_ok=True)
-        raise ValueError(
-            f"{file.name} of {repo} from {constants.ENDPOINT} has hash {digest.hexdigest()}, announced was "
-            f"{blob.name}: it is deleted; try again, and if that does not help distrust this hub, {OTHERWISE}"
-        )
+    return digest.hexdigest() == blob.name
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def fetch_documents(source: Source) -> tuple[list[Document], Source]:
     repo, column = source["repo"], source["column"]
     commit, paths = _split_files(source)
     with explained(repo, source["revision"]):
-        rows = _open_parquet(paths)
+        rows = _open_parquet(paths, in_parts=source["rows"] is not None)
     if column not in rows.column_names:
         raise ValueError(f"{repo} has no column {column!r}; use one of {', '.join(rows.column_names)}")
     with explained(repo, source["revision"]):
-        values = [row[column] for row in (rows if source["rows"] is None else rows.take(source["rows"]))]
+        values = [row[column] for row in islice(rows, source["rows"])]
     texts = [value for value in values if isinstance(value, str)]
     if source["format"] == "wikitext":
         documents = wikitext_documents(texts)
@@ -134,8 +135,8 @@ def _remote_files(repo: str, commit: str, patterns: Sequence[str]) -> list[str]:
     return [f"hf://{path}" for path in found]
 
 
-def _open_parquet(paths: list[str]) -> Any:
-    """Return the rows of parquet files, of which no more is read than is asked for."""
+def _open_parquet(paths: list[str], *, in_parts: bool) -> Any:
+    """Return the rows of parquet files; in parts, no more of a file is read than the rows asked for need."""
     import datasets
 
     # huggingface_hub has tried six times before `datasets` would begin its own twenty, five seconds apart.
@@ -144,4 +145,6 @@ def _open_parquet(paths: list[str]) -> Any:
     for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
     datasets.logging.set_verbosity(logging.CRITICAL)
-    return datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
+    rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
+    # Else a thread of pyarrow reads the next part of the file ahead, and at the process's end it crashes.
+    return rows.reshard() if in_parts else rows
