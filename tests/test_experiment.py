@@ -3,11 +3,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from streamlm.config import METHODS
-from streamlm.experiment import check_config, method_labels, plan_runs, sink_ablation
+from streamlm.experiment import check_config, method_labels, names_from, plan_runs, sink_ablation
 
-CONFIG = yaml.safe_load((Path(__file__).parent.parent / "config.yaml").read_text())
+ROOT = Path(__file__).parent.parent
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+HUB = {"kind": "hub", "repo": "org/name", "revision": "main"}
+HUB_TEXT = HUB | {"format": "text", "config": None, "split": "test", "column": "text", "rows": None}
 
 
 def changed(path, value):
@@ -22,6 +28,17 @@ def changed(path, value):
 
 def test_default_config_has_no_fault():
     check_config(CONFIG)
+
+
+def test_config_of_the_hub_laid_over_the_default_has_no_fault():
+    config = deepcopy(CONFIG)
+    update_config(config, yaml.safe_load((ROOT / "configs" / "pythia-70m.yaml").read_text()))
+    check_config(config)
+    assert {name for name in names_from(config, "corpora", hub=True).split("|")} == {
+        "wikitext-103",
+        "pg19-book",
+    }
+    assert names_from(config, "models", hub=True) == "pythia-70m"
 
 
 def test_every_distinct_geometry_is_run_once():
@@ -71,6 +88,28 @@ def test_sink_ablation_holds_the_capacity_fixed():
         ("bootstrap.block", 16, "bootstrap.block: 16 is too small; use 128 or more"),
         ("corpora.pg19.source", {"kind": "path"}, "corpora.pg19.source: 'path' is missing; add it"),
         ("models.m", {"source": {"kind": "path", "path": "x"}}, "models.m: 'title' is missing; add it"),
+        (
+            "models.m",
+            {"title": "M", "source": HUB | {"repo": "m"}},
+            "models.m.source.repo: 'm' does not match",
+        ),
+        (
+            "models.m",
+            {"title": "M", "source": HUB | {"split": "test"}},
+            "models.m.source: unknown key 'split'",
+        ),
+        (
+            "models.m",
+            {"title": "M", "source": {"kind": "ftp", "path": "x"}},
+            "'ftp' is not known; use one of package, path, hub",
+        ),
+        ("corpora.pg19.source", HUB_TEXT | {"rows": 0}, "corpora.pg19.source.rows: 0 is too small"),
+        (
+            "corpora.pg19.source",
+            HUB_TEXT | {"format": "xml"},
+            "'xml' is not known; use one of wikitext, text",
+        ),
+        ("corpora.pg19.source", HUB_TEXT | {"trust_remote_code": True}, "unknown key 'trust_remote_code'"),
     ],
 )
 def test_fault_is_one_line_with_key_value_and_remedy(path, value, message):
