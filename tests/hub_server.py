@@ -11,7 +11,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS = (".safetensors", ".parquet", ".gguf", ".bin")  # kept behind a redirect, under their SHA-256
 PAGE = 3  # entries a page of a listing
-CODES = {401: "", 404: "RepoNotFound", 429: "", 500: ""}
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Fault:
 
     kind: int | str
     path: str = ""
-    methods: tuple[str, ...] = ("GET", "HEAD", "POST")
+    methods: tuple[str, ...] = ("GET", "HEAD")
     times: int = 10**6
 
     def takes(self, method, path):
@@ -119,29 +118,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
 
     def answer(self):
         hub, url = self.server.hub, urlsplit(self.path)
-        length = int(self.headers.get("Content-Length") or 0)
-        self.form = parse_qs(self.rfile.read(length).decode())
         self.query = parse_qs(url.query)
         path = unquote(url.path)
         hub.asked.append((self.command, path))
         fault = next((fault for fault in hub.faults if fault.takes(self.command, path)), None)
         self.fault = fault.kind if fault else None
         if isinstance(self.fault, int):
-            return self.refuse(self.fault, CODES[self.fault])
+            return self.refuse(self.fault, "RepoNotFound" if self.fault == 404 else "")
         if found := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(.*))?", path):
             return self.api(found[1], found[2], found[3] or "", url)
         if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/(.+)", path):
             return self.resolve("datasets" if found[1] else "models", found[2], url.path)
         if found := re.fullmatch(r"/cdn/([0-9a-f]{64})", path):
             return self.content(found[1])
-        return self.refuse(404, "")
+        return self.refuse(404)
 
     def api(self, kind, name, rest, url):
-        verb, _, revision = rest.partition("/")
+        verb = rest.partition("/")[0]
         # A revision may hold slashes, which clients escape; so it is split before that is undone.
         quoted = url.path.split(f"/{verb}/", 1)[1].split("/") if verb else ["main"]
         revision, folder = unquote(quoted[0]), unquote("/".join(quoted[1:]))
@@ -156,12 +153,7 @@ class Handler(BaseHTTPRequestHandler):
             if folder and not entries:
                 return self.refuse(404, "EntryNotFound")
             return self.send_page(entries, url)
-        if verb == "paths-info":
-            paths = self.form.get("paths", [])
-            return self.send_json(
-                [file_entry(path, repo.files[path]) for path in paths if path in repo.files]
-            )
-        return self.refuse(404, "")
+        return self.refuse(404)
 
     def send_page(self, entries, url):
         start = int(self.query.get("cursor", ["0"])[0])
@@ -194,18 +186,15 @@ class Handler(BaseHTTPRequestHandler):
         contents = (c for repo in self.server.hub.repos.values() for c in repo.files.values())
         found = next((c for c in contents if hashlib.sha256(c).hexdigest() == digest), None)
         if found is None:
-            return self.refuse(404, "")
+            return self.refuse(404)
         return self.send_body(found, {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"})
 
     def send_json(self, content, headers=()):
         self.send_body(json.dumps(content).encode(), {"Content-Type": "application/json", **dict(headers)})
 
-    def refuse(self, status, code, headers=()):
-        told = {"X-Error-Code": code} if code else {}
-        told["Retry-After"] = "0"
-        self.send_body(
-            b'{"error": "no"}', {"Content-Type": "application/json", **told, **dict(headers)}, status
-        )
+    def refuse(self, status, code="", headers=()):
+        told = {"Content-Type": "application/json", "X-Error-Code": code, "Retry-After": "0"}
+        self.send_body(b'{"error": "no"}', {**told, **dict(headers)}, status)
 
     def send_body(self, content, headers, status=200):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
