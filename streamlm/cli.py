@@ -29,22 +29,37 @@ app = typer.Typer(
 
 
 def _stream(
-    model: Path, dataset_name: str | None, text: Path | None, tokens: Path | None, max_samples: int | None
+    model: Path,
+    dataset_name: str | None,
+    text: Path | None,
+    tokens: Path | None,
+    max_samples: int | None,
+    dataset_config: str | None = None,
+    dataset_split: str = "test",
 ) -> "tuple[np.ndarray, str]":
     """Return the token ids that were asked for and the true name of their text."""
     from streamlm.data import extract_documents, read_sample, read_tokens, tokenise_documents
 
     if [dataset_name, text, tokens].count(None) != 2:
         raise ValueError("give exactly one of --dataset-name, --text and --tokens")
+    if dataset_config is not None and "/" not in str(dataset_name):
+        raise ValueError(
+            "--dataset-config is of a data set on a hub; give its id, org/name, as --dataset-name"
+        )
     if tokens is not None:
         return read_tokens(tokens), tokens.name
     if text is not None:
         name, documents = text.name, extract_documents({"kind": "path", "format": "text"}, text)
-    else:
-        if dataset_name not in ROLES:
-            raise ValueError(f"unknown --dataset-name {dataset_name!r}; known are {', '.join(ROLES)}")
+    elif dataset_name in ROLES:
         sample = read_sample(Path("data") / dataset_name / "sample.json")
         name, documents = sample.dataset, sample.documents
+    elif "/" in str(dataset_name):
+        from streamlm.hub_texts import named_documents
+
+        documents, name = named_documents(str(dataset_name), dataset_config, dataset_split, max_samples)
+    else:
+        known = ", ".join(ROLES)
+        raise ValueError(f"unknown --dataset-name {dataset_name!r}; known are {known}, and hub ids, org/name")
     return tokenise_documents(documents, model, add_bos=False, max_samples=max_samples), name
 
 
@@ -64,10 +79,18 @@ def version() -> None:
     "--dataset-name wikitext --n-sink 4 --window-size 1024 --output result.json"
 )
 def evaluate(
-    model_name: Annotated[Path, typer.Option(help="Folder of a transformers model (safetensors).")],
+    model_name: Annotated[
+        Path,
+        typer.Option(help="Folder of a transformers model (safetensors), or hub id, org/name[@revision]."),
+    ],
     dataset_name: Annotated[
-        str | None, typer.Option(help="wikitext or pg19, as stored by the workflow in data/.")
+        str | None,
+        typer.Option(
+            help="wikitext or pg19, as stored by the workflow in data/; or hub id, org/name[@revision]."
+        ),
     ] = None,
+    dataset_config: Annotated[str | None, typer.Option(help="Config of the data set on the hub.")] = None,
+    dataset_split: Annotated[str, typer.Option(help="Split of the data set on the hub.")] = "test",
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text file, scored as one stream.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="A .npy of int64 ids, scored as given.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Take so many documents.")] = None,
@@ -97,22 +120,25 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
+    from streamlm.hub import find_model
     from streamlm.perplexity import measure_perplexity
     from streamlm.records import read_losses, read_record, write_array, write_json
     from streamlm.stats import BootstrapConfig
     from streamlm.summary import Run, check_baseline, score_line, with_baseline
 
     _check_targets(per_token, checkpoint, output)
-    ids, dataset = _stream(model_name, dataset_name, text, tokens, max_samples)
+    model_dir, title = find_model(model_name)
+    ids, dataset = _stream(model_dir, dataset_name, text, tokens, max_samples, dataset_config, dataset_split)
     ids = ids[:max_eval_tokens]
     bootstrap, dense = BootstrapConfig(), None
     if baseline is not None:
         dense = Run(read_record(baseline), read_losses(baseline))
         check_baseline(dense, ids)
     record, losses = measure_perplexity(
-        model_dir=model_name,
+        model_dir=model_dir,
         ids=ids,
         dataset=dataset,
+        title=title,
         method=method,
         n_sink=n_sink,
         window_size=window_size,

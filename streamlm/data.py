@@ -109,7 +109,9 @@ def tokenise_documents(
     if not (Path(tokenizer_dir) / "tokenizer.json").is_file():
         raise ValueError(f"{tokenizer_dir} has no tokenizer.json; give a model folder with its tokenizer")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_dir, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the tokenizers library raises no narrower type
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the tokenizer in {tokenizer_dir} cannot be read: {reason}") from error

@@ -34,6 +34,9 @@ LAYERS = {
     "text": {"mwparserfromhell"},
     "data": {"numpy", "transformers"},
     "gguf": {"torch", "transformers", "gguf", "tokenizers"},
+    "hub_errors": {"httpx", "huggingface_hub"},
+    "hub": {"httpx", "huggingface_hub", "transformers"},
+    "hub_texts": {"huggingface_hub", "datasets"},
     "checkpoint": {"numpy", "torch", "safetensors"},
     "scoring": {"numpy", "torch", "transformers"},
     "perplexity": {"numpy", "torch", "tqdm", "transformers"},
@@ -80,7 +83,7 @@ def test_module_imports_only_from_above(module):
         )
 
 
-@pytest.mark.parametrize("module", ["figures", "summary", "experiment", "cli"])
+@pytest.mark.parametrize("module", ["figures", "summary", "experiment", "hub_texts", "cli"])
 def test_light_modules_never_load_torch(module):
     code = f"import sys, streamlm.{module}; print('torch' in sys.modules or 'transformers' in sys.modules)"
     done = subprocess.run(

@@ -8,13 +8,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 
-def write_tiny_model(folder):
+def write_tiny_model(folder, make=tiny_llama):
     """Write a model folder whose vocabulary is the 256 bytes and one BOS."""
     vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=vocab | {"<s>": len(vocab)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tiny_llama(vocab_size=len(vocab) + 1).save_pretrained(folder)
+    make(vocab_size=len(vocab) + 1).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>").save_pretrained(folder)
     return Path(folder)
 

@@ -1,4 +1,4 @@
-# From a pinned archive, or the user's own file, to a model folder and one stream of token ids per corpus.
+# From a pinned archive, a hub, or the user's own file, to a model folder and one stream of token ids per corpus.
 
 
 rule fetch_archive:
@@ -26,6 +26,8 @@ rule convert_model:
         directory("data/models/{model}"),
     log:
         f"{RESULTS}/logs/convert_model/{{model}}.log",
+    wildcard_constraints:
+        model=experiment.names_from(config, "models", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -36,6 +38,23 @@ rule convert_model:
         "../scripts/convert_model.py"
 
 
+rule fetch_model:
+    output:
+        directory("data/models/{model}"),
+    log:
+        f"{RESULTS}/logs/fetch_model/{{model}}.log",
+    wildcard_constraints:
+        model=experiment.names_from(config, "models", hub=True),
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="models/{model}/title", within=config),
+        source=lookup(dpath="models/{model}/source", within=config),
+        code=code_of("scripts/fetch_model.py"),
+    script:
+        "../scripts/fetch_model.py"
+
+
 rule extract_sample:
     input:
         lambda wildcards: experiment.source_file(config, "corpora", wildcards.corpus),
@@ -43,6 +62,8 @@ rule extract_sample:
         "data/{corpus}/sample.json",
     log:
         f"{RESULTS}/logs/extract_sample/{{corpus}}.log",
+    wildcard_constraints:
+        corpus=experiment.names_from(config, "corpora", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -51,6 +72,23 @@ rule extract_sample:
         code=code_of("scripts/extract_sample.py"),
     script:
         "../scripts/extract_sample.py"
+
+
+rule fetch_sample:
+    output:
+        "data/{corpus}/sample.json",
+    log:
+        f"{RESULTS}/logs/fetch_sample/{{corpus}}.log",
+    wildcard_constraints:
+        corpus=experiment.names_from(config, "corpora", hub=True),
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="corpora/{corpus}/title", within=config),
+        source=lookup(dpath="corpora/{corpus}/source", within=config),
+        code=code_of("scripts/fetch_sample.py"),
+    script:
+        "../scripts/fetch_sample.py"
 
 
 rule tokenise_corpus:
