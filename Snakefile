@@ -16,6 +16,7 @@ configfile: "config.yaml"
 
 try:
     experiment.check_config(config)
+    experiment.check_dates(config)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,6 +26,17 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+
+
+# Snakemake 9.27 notes the params and inputs of a failed job as if it had made its output. With older results
+# downstream, the next run would then find nothing to do and leave them as they are: spoil the note.
+onerror:
+    for job in workflow.dag.needrun_jobs():
+        for file in job.output:
+            note = workflow.persistence.metadata(file)
+            if note and not os.path.exists(file):
+                note.params = ["the job failed"]
+                workflow.persistence._write_record(workflow.persistence._get_key(file), note)
 
 
 rule all:

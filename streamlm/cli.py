@@ -97,6 +97,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
+    from streamlm.checkpoint import discard_checkpoint
     from streamlm.perplexity import measure_perplexity
     from streamlm.records import read_losses, read_record, write_array, write_json
     from streamlm.stats import BootstrapConfig
@@ -129,6 +130,7 @@ def evaluate(
         write_array(per_token, losses)
     if output is not None:
         write_json(output, record)
+    discard_checkpoint(checkpoint)
     typer.echo(score_line(record))
 
 

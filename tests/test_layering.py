@@ -30,7 +30,7 @@ LAYERS = {
     "archives": set(),
     "text": {"mwparserfromhell"},
     "data": {"numpy", "transformers"},
-    "gguf": {"torch", "transformers", "gguf", "tokenizers"},
+    "gguf": {"torch", "transformers", "gguf", "tokenizers", "safetensors"},
     "checkpoint": {"numpy", "torch", "safetensors"},
     "scoring": {"numpy", "torch", "transformers"},
     "perplexity": {"numpy", "torch", "tqdm", "transformers"},
