@@ -3,7 +3,10 @@
 import io
 import os
 import tarfile
+import time
 import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in these tests may ask a model hub
 
@@ -92,3 +95,23 @@ def make_tar(path, members):
 def archive(request, tmp_path):
     make, name = request.param
     return make(tmp_path / name, MEMBERS)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The small experiment (see small_run.py) after a run of so many seconds."""
+
+    place: Path
+    seconds: float
+    contents: dict
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    from small_run import TARGETS, contents, make_project, run
+
+    place = make_project(tmp_path_factory.mktemp("undisturbed"))
+    begin = time.monotonic()
+    done, said = run(place, *TARGETS)
+    assert done, said
+    return Undisturbed(place, time.monotonic() - begin, contents(place))

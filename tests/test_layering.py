@@ -49,6 +49,8 @@ LAYERS = {
     "figures": {"numpy", "matplotlib"},
     "latency_figures": {"numpy", "matplotlib"},
     "comparison_figures": {"numpy", "matplotlib"},
+    "verify_summaries": set(),
+    "verify": {"numpy", "transformers"},
     "cli": {"typer", "numpy", "tabulate"},
 }
 
