@@ -17,6 +17,7 @@ configfile: "config.yaml"
 try:
     experiment.check_config(config)
     experiment.check_dates(config)
+    experiment.check_results_dir(config, writable=False)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -26,6 +27,13 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+
+
+onstart:
+    try:  # not in a dry run: read-only results can be looked at
+        experiment.check_results_dir(config, writable=True)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
 
 
 # Snakemake 9.27 notes the params and inputs of a failed job as if it had made its output. With older results

@@ -1,6 +1,7 @@
 """An experiment as its config describes it: the check of the config, and the runs that it asks for."""
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -294,6 +295,25 @@ def _mark(file: Path) -> str:
     if stat.st_size > HASHED_BYTES or not file.is_file():
         return f"{stat.st_size} {stat.st_mtime_ns}"
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def check_results_dir(config: Config, *, writable: bool) -> None:
+    """Raise ValueError if the results have no folder to go to, or, if asked, one that cannot be written."""
+    results = Path(config["results_dir"])
+    there = next(folder for folder in (results, *results.parents) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"results_dir: {there} is a file; move it away, or name another folder in the config"
+        )
+    if writable:
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"results_dir: {there} cannot be written ({error.strerror}); make it writable, or name "
+                "another folder in the config"
+            ) from error
 
 
 CLOCK_SLACK = 60  # seconds by which the clock of a file server may be ahead

@@ -17,9 +17,10 @@ from streamlm.scoring import recompute_losses, score_stream
 from streamlm.summary import Run, read_run
 from streamlm.verify_summaries import Refuted, follow_run, follow_summary, summaries
 
-# Nats by which one loss may differ between two right machines. Of float32, other sizes of block moved losses by
-# 3e-5 and another implementation by 1e-4. bfloat16 rounds so coarsely that right implementations were 0.66 apart at a
-# token; float16 rounds eight times finer; a window in int8 may round to a neighbour. There the mean is held too.
+# Nats by which one loss may differ between two right machines. Of float32, other sizes of block moved losses
+# by 3e-5 and another implementation by 1e-4. bfloat16 rounds so coarsely that right implementations were 0.66
+# apart at a token; float16 rounds eight times finer; a window in int8 may round to a neighbour. There the
+# mean is held too.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-3, "float16": 0.3, "bfloat16": 1.5, "int8": 1.5}
 MEAN_TOLERANCE = 0.03  # of the mean difference, over 100 losses or more
 FAR_TOKENS = 64  # the least that is worth reading a stretch far down the stream for

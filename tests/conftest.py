@@ -115,3 +115,26 @@ def undisturbed(tmp_path_factory):
     done, said = run(place, *TARGETS)
     assert done, said
     return Undisturbed(place, time.monotonic() - begin, contents(place))
+
+
+@dataclass(frozen=True)
+class Second(Undisturbed):
+    """Another run of it, during which the same command was typed once more."""
+
+    refused: bool
+    refusal: str
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory):
+    from small_run import TARGETS, contents, make_project, run, start
+
+    place = make_project(tmp_path_factory.mktemp("second"))
+    begin = time.monotonic()
+    first = start(place, *TARGETS, said="first.txt")
+    while not any((place / ".snakemake" / "locks").glob("*")):
+        assert first.poll() is None, (place / "first.txt").read_text()
+        time.sleep(0.05)
+    done, refusal = run(place, *TARGETS)
+    assert first.wait() == 0, (place / "first.txt").read_text()
+    return Second(place, time.monotonic() - begin, contents(place), not done, refusal)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import yaml
 from test_workflow import PARTS, ROOT
@@ -39,14 +38,14 @@ def make_project(place):
     return place
 
 
-def start(place, *args):
-    """Start snakemake in a process group of its own; what it says goes to `said.txt`."""
+def start(place, *args, said="said.txt"):
+    """Start snakemake in a process group of its own; what it says goes to the file `said`."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "snakemake", *args, "--configfile"]
-    with (place / "said.txt").open("w") as said:
+    with (place / said).open("w") as file:
         return subprocess.Popen(
             [*command, "configs/smoke.yaml", "configs/small.yaml"],
-            cwd=place, env=environment, stdout=said, stderr=said, start_new_session=True,
+            cwd=place, env=environment, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 
 
