@@ -215,7 +215,7 @@ def test_damaged_cache_of_pip_is_told_with_its_remedy(wheel, tmp_path, monkeypat
     monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
-    source["pip_args"] = [f"--index-url=http://127.0.0.1:{server.server_port}"]
+    source["pip_args"] = [f"--index-url=http://127.0.0.1:{server.server_port}", "--trusted-host=127.0.0.1"]
     fetch_archive(source, tmp_path / "first")
     content = (tmp_path / "first").read_bytes()
     (body,) = (path for path in (tmp_path / "cache").rglob("*.body") if path.read_bytes() == content)
