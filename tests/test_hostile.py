@@ -218,8 +218,12 @@ def test_damaged_cache_of_pip_is_told_with_its_remedy(wheel, tmp_path, monkeypat
     source["pip_args"] = [f"--index-url=http://127.0.0.1:{server.server_port}", "--trusted-host=127.0.0.1"]
     fetch_archive(source, tmp_path / "first")
     content = (tmp_path / "first").read_bytes()
-    (body,) = (path for path in (tmp_path / "cache").rglob("*.body") if path.read_bytes() == content)
-    body.write_bytes(content[:-1] + b"?")
+    cached = [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and content in path.read_bytes()
+    ]
+    for path in cached:
+        path.write_bytes(path.read_bytes().replace(content, content[:-1] + b"?"))
+    assert cached
     with pytest.raises(ValueError, match="not the pinned archive; run `pip cache purge` and try again"):
         fetch_archive(source, tmp_path / "second")
     assert not (tmp_path / "second").exists()

@@ -114,6 +114,18 @@ def test_smoke_run_makes_every_record_and_figure(finished):
             )
 
 
+def test_every_record_says_what_made_it(finished):
+    records = list((finished / "results" / "smoke").rglob("*.json"))
+    assert len(records) > 40
+    for path in records:
+        text = path.read_text()
+        environment = json.loads(text)["environment"]
+        assert environment["packages"]["torch"], path
+        assert environment["device"].startswith(("cpu", "cuda")), path
+        assert any(file.startswith("streamlm/rope.py ") for file in environment["code"]), path
+        assert re.search(r'"sha256": "[0-9a-f]{64}"', text), path
+
+
 def test_second_run_does_nothing(finished):
     assert planned(finished) == {}
 
