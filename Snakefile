@@ -7,7 +7,7 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.
 
 from snakemake.exceptions import WorkflowError
 
-from streamlm import experiment
+from streamlm import experiment, preflight
 from streamlm.provenance import code_fingerprint
 
 
@@ -16,8 +16,8 @@ configfile: "config.yaml"
 
 try:
     experiment.check_config(config)
-    experiment.check_dates(config)
-    experiment.check_results_dir(config, writable=False)
+    preflight.check_dates(config)
+    preflight.check_results_dir(config, writable=False)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -31,7 +31,7 @@ include: "workflow/rules/figures.smk"
 
 onstart:
     try:  # not in a dry run: read-only results can be looked at
-        experiment.check_results_dir(config, writable=True)
+        preflight.check_results_dir(config, writable=True)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
 

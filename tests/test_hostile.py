@@ -24,11 +24,11 @@ from tiny_model import write_tiny_model
 from streamlm.archives import fetch_archive
 from streamlm.checkpoint import Checkpoint
 from streamlm.data import extract_documents
-from streamlm.experiment import file_marks
 from streamlm.gguf import convert_model
 from streamlm.models import read_model
 from streamlm.perplexity import measure_perplexity
 from streamlm.plotting import save_figure
+from streamlm.preflight import file_marks
 from streamlm.records import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.stats import BootstrapConfig
 

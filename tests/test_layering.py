@@ -19,6 +19,7 @@ LAYERS = {
     "stats": {"numpy", "scipy"},
     "presses": set(),
     "experiment": {"jsonschema", "yaml"},
+    "preflight": set(),
     "rope": {"torch"},
     "attention": {"torch"},
     "steps": {"torch"},

@@ -31,7 +31,7 @@ rule convert_model:
     params:
         title=lookup(dpath="models/{model}/title", within=config),
         source=lookup(dpath="models/{model}/source", within=config),
-        files=lambda wildcards: experiment.file_marks(config, "models", wildcards.model),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/convert_model.py"),
     script:
         "../scripts/convert_model.py"
@@ -49,7 +49,7 @@ rule extract_sample:
     params:
         title=lookup(dpath="corpora/{corpus}/title", within=config),
         source=lookup(dpath="corpora/{corpus}/source", within=config),
-        files=lambda wildcards: experiment.file_marks(config, "corpora", wildcards.corpus),
+        files=lambda wildcards: preflight.file_marks(config, "corpora", wildcards.corpus),
         code=code_of("scripts/extract_sample.py"),
     script:
         "../scripts/extract_sample.py"
@@ -69,7 +69,7 @@ rule tokenise_corpus:
     params:
         add_bos=lookup(dpath="corpora/{corpus}/add_bos", within=config),
         max_samples=lookup(dpath="corpora/{corpus}/max_samples", within=config),
-        files=lambda wildcards: experiment.file_marks(config, "models", wildcards.model),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/tokenise_corpus.py"),
     script:
         "../scripts/tokenise_corpus.py"
