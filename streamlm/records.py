@@ -65,7 +65,8 @@ def _workshop(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target`, locked while it is in use; the system unlocks it at a kill."""
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     with _open_folder(folder) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: nothing is cleared there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
@@ -85,7 +86,7 @@ def clear_leftovers(target: Path | str) -> None:
     """Remove what killed writes of `target` left beside it; a write that still runs is let alone."""
     target = Path(target)
     for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _open_folder(folder) as handle:
+        with suppress(OSError), _open_folder(folder) as handle:  # in use, gone, or not ours
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
 
