@@ -88,7 +88,8 @@ def clear_leftovers(target: Path | str) -> None:
     for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
         with suppress(OSError), _open_folder(folder) as handle:  # in use, gone, or not ours
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if {path.name for path in folder.iterdir()} <= {target.name}:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(target: Path | str, content: Any) -> None:

@@ -152,12 +152,14 @@ def test_losses_that_could_not_be_written_are_not_scored_from_the_beginning(moun
 def test_leftovers_of_a_killed_write_go_with_the_next_one_but_not_those_in_use(tmp_path):
     (tmp_path / ".it.killed").mkdir()
     (tmp_path / ".it.killed" / "it").write_text("half")
+    (tmp_path / ".it.mine").mkdir()
+    (tmp_path / ".it.mine" / "notes").touch()
     (tmp_path / ".other.killed").mkdir()
     with atomic_path(tmp_path / "it") as path:
         assert not (tmp_path / ".it.killed").exists()
         clear_leftovers(tmp_path / "it")  # as another process would
         path.write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.killed", "it"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".it.mine", ".other.killed", "it"]
 
 
 def test_read_only_results_are_reported_before_any_job(project, mount):
