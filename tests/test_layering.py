@@ -20,6 +20,7 @@ LAYERS = {
     "stats": {"numpy", "scipy"},
     "presses": set(),
     "experiment": set(),
+    "preflight": set(),
     "faults": {"jsonschema", "yaml"},
     "config_check": {"yaml"},
     "rope": {"torch"},
@@ -33,7 +34,7 @@ LAYERS = {
     "archives": set(),
     "text": {"mwparserfromhell"},
     "data": {"numpy", "transformers"},
-    "gguf": {"torch", "transformers", "gguf", "tokenizers"},
+    "gguf": {"torch", "transformers", "gguf", "tokenizers", "safetensors"},
     "hub_errors": {"httpx", "huggingface_hub"},
     "hub": {"httpx", "huggingface_hub", "transformers"},
     "hub_texts": {"huggingface_hub", "datasets"},
@@ -55,6 +56,8 @@ LAYERS = {
     "figures": {"numpy", "matplotlib"},
     "latency_figures": {"numpy", "matplotlib"},
     "comparison_figures": {"numpy", "matplotlib"},
+    "verify_summaries": set(),
+    "verify": {"numpy", "transformers"},
     "cli": {"typer", "numpy", "tabulate"},
 }
 

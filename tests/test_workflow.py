@@ -57,7 +57,7 @@ LONG = {"collect_long_stream", "plot_long_stream"}
 ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream": 1}
 # The rules whose script imports a module, directly or not: what an edit of it reruns, and all that follows.
 IMPORTING = {
-    "__init__ cli capture experiment faults config_check": set(),
+    "__init__ cli capture experiment preflight faults config_check verify verify_summaries": set(),
     "archives": FETCHING | READING,
     "text data": READING,
     "gguf": {"convert_model"},
@@ -150,6 +150,18 @@ def test_smoke_run_makes_every_record_and_figure(finished):
             assert (
                 json.loads((results / f"{name.format(text)}.json").read_text())["baseline"]["perplexity"] > 1
             )
+
+
+def test_every_record_says_what_made_it(finished):
+    records = list((finished / "results" / "smoke").rglob("*.json"))
+    assert len(records) > 40
+    for path in records:
+        text = path.read_text()
+        environment = json.loads(text)["environment"]
+        assert environment["packages"]["torch"], path
+        assert environment["device"].startswith(("cpu", "cuda")), path
+        assert any(file.startswith("streamlm/rope.py ") for file in environment["code"]), path
+        assert re.search(r'"sha256": "[0-9a-f]{64}"', text), path
 
 
 def test_second_run_does_nothing(finished):

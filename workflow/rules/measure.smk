@@ -20,6 +20,7 @@ rule measure_perplexity:
         gpu=1,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
         max_eval_tokens=lookup(dpath="{label}/max_eval_tokens", within=RUNS),
         options=lookup(dpath="{label}/options", within=RUNS),
@@ -49,6 +50,7 @@ rule measure_latency:
         gpu=1,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=config["corpora"][CORPORA[0]]["title"],
         sides=experiment.latency_sides(config),
         latency=experiment.latency_settings(config),
@@ -76,6 +78,7 @@ rule measure_long_run:
         gpu=1,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=config["corpora"][CORPORA[0]]["title"],
         n_sink=config["decoding_latency"]["n_sinks"][0],
         long_run=config["decoding_latency"]["long_run"],
@@ -105,6 +108,7 @@ rule measure_compression:
         gpu=1,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         options=lookup(dpath="{press}", within=COMPARED),
         contexts=experiment.compared_contexts(config),
@@ -134,6 +138,7 @@ rule measure_decoding:
         gpu=1,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         n_sink=config["comparison"]["n_sink"],
         decode=experiment.compared_decoding(config),

@@ -33,6 +33,7 @@ rule convert_model:
     params:
         title=lookup(dpath="models/{model}/title", within=config),
         source=lookup(dpath="models/{model}/source", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/convert_model.py"),
     script:
         "../scripts/convert_model.py"
@@ -69,6 +70,7 @@ rule extract_sample:
     params:
         title=lookup(dpath="corpora/{corpus}/title", within=config),
         source=lookup(dpath="corpora/{corpus}/source", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "corpora", wildcards.corpus),
         code=code_of("scripts/extract_sample.py"),
     script:
         "../scripts/extract_sample.py"
@@ -105,6 +107,7 @@ rule tokenise_corpus:
     params:
         add_bos=lookup(dpath="corpora/{corpus}/add_bos", within=config),
         max_samples=lookup(dpath="corpora/{corpus}/max_samples", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/tokenise_corpus.py"),
     script:
         "../scripts/tokenise_corpus.py"
