@@ -17,7 +17,7 @@ rule measure_perplexity:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=GPUS,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
@@ -46,7 +46,7 @@ rule measure_latency:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=GPUS,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         dataset=config["corpora"][CORPORA[0]]["title"],
@@ -73,7 +73,7 @@ rule measure_long_run:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=GPUS,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         dataset=config["corpora"][CORPORA[0]]["title"],
@@ -102,7 +102,7 @@ rule measure_compression:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=GPUS,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         datasets=TITLES,
@@ -131,7 +131,7 @@ rule measure_decoding:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=GPUS,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         datasets=TITLES,
