@@ -50,19 +50,11 @@ def one_node_cluster(folder):
     At the end the jobs are cancelled and the three daemons ended, and nothing else.
     """
     environment = write_cluster(folder)
-    munge = {
-        "socket": "munge.socket",
-        "key-file": "munge.key",
-        "pid-file": "munged.pid",
-        "seed-file": "munge.seed",
-    }
-    # --force: munged otherwise refuses to run as root, or for want of a log of its own.
     munged = [
-        "munged",
-        "--foreground",
-        "--force",
-        *(f"--{name}={folder / file}" for name, file in munge.items()),
-    ]
+        "munged", "--foreground", "--force",  # it may then run as root
+        f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key",
+        f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed",
+    ]  # fmt: skip
     with ExitStack() as daemons:
         daemons.enter_context(daemon(munged, folder, environment))
         wait_for(lambda: (folder / "munge.socket").exists(), folder)
@@ -108,7 +100,8 @@ def write_cluster(folder):
 def daemon(command, folder, environment):
     """Run a daemon in the foreground of its own process; its output goes to `folder`."""
     with (folder / f"{command[0]}.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        # In a session of its own: a Ctrl-C is not for the daemons, which must first see the jobs cancelled.
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         yield
     finally:
@@ -136,7 +129,7 @@ def wait_for(condition, folder, seconds=60):
     while not condition():
         if time.monotonic() > deadline:
             ends = [f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(folder.glob("*.log"))]
-            raise TimeoutError("\n".join([f"the cluster did not come about in {seconds} s", *ends]))
+            raise TimeoutError("\n".join([f"the cluster did not get there in {seconds} s", *ends]))
         time.sleep(0.2)
 
 
