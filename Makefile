@@ -48,7 +48,7 @@ test-slow: env
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
 	pytest -m slow
 
-# The smoke experiment on a Slurm cluster of one node that lasts as long as the test: some twenty minutes.
+# The smoke experiment on a Slurm cluster of one node that lasts as long as the test: up to half an hour.
 test-slurm: env
 	dpkg --status slurm-wlm munge > /dev/null 2>&1 || { apt-get update --quiet=2 && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends slurm-wlm munge; }
