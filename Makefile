@@ -50,7 +50,7 @@ test-slow: env
 
 # The smoke experiment on a Slurm cluster of one node that lasts as long as the test: up to half an hour.
 test-slurm: env
-	dpkg --status slurm-wlm munge > /dev/null 2>&1 || { apt-get update --quiet=2 && \
+	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged srun > /dev/null || { apt-get update --quiet=2 && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-slurm.txt
 	pytest tests/slurm_workflow.py
