@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow smoke bench-decoding publish clean
+.PHONY: all env test test-latest test-slow test-slurm smoke bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -47,6 +47,13 @@ test-latest: $(LATEST)/.ready
 test-slow: env
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
 	pytest -m slow
+
+# The smoke experiment on a Slurm cluster of one node that lasts as long as the test: up to half an hour.
+test-slurm: env
+	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged srun > /dev/null || { apt-get update --quiet=2 && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-slurm.txt
+	pytest tests/slurm_workflow.py
 
 smoke: env
 	rm -rf data/smoke results/smoke

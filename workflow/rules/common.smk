@@ -6,6 +6,7 @@ CORPORA = config["experiment"]["corpora"]
 RUNS = experiment.plan_runs(config)
 METHODS = experiment.method_labels(config)
 COMPARED = experiment.plan_comparison(config)
+GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measuring job asks for
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
 

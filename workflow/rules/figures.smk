@@ -1,6 +1,19 @@
 # Records in, pictures out.
 
 
+# On a cluster these run where snakemake runs: seconds each, less than a queue would cost.
+localrules:
+    plot_main_comparison,
+    plot_results_summary,
+    plot_ablation_window_size,
+    plot_ablation_n_sink,
+    plot_long_stream,
+    plot_decoding_latency,
+    plot_implementation_comparison,
+    plot_comparison_metrics_table,
+    plot_press_sweep,
+
+
 rule plot_main_comparison:
     input:
         expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),

@@ -17,7 +17,7 @@ rule measure_perplexity:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),
@@ -47,7 +47,7 @@ rule measure_latency:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),
@@ -75,7 +75,7 @@ rule measure_long_run:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),
@@ -105,7 +105,7 @@ rule measure_compression:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),
@@ -135,7 +135,7 @@ rule measure_decoding:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),

@@ -1,6 +1,11 @@
 # From a pinned archive, a hub, or the user's own file, to a model folder and one stream of token ids per corpus.
 
 
+# On a cluster these run where snakemake runs, which reaches the network.
+localrules:
+    fetch_archive,
+
+
 rule fetch_archive:
     output:
         "data/archives/{kind}/{name}",
