@@ -1,0 +1,38 @@
+"""Hooks of MkDocs: a reference page for every module, and a site that fetches nothing from elsewhere."""
+
+import re
+from pathlib import Path
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+# What a browser loads without being asked; a link that a reader follows is not among it.
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^>]*>"""
+    r"""|(?:url\(|@import\s+)["']?(?:https?:)?//[^)\s]+"""
+)
+
+
+def on_files(files, config):
+    """Add the reference, and pages that `nav` does not name, to what is built and to the contents."""
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    others = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in named)
+    config.nav += others
+    reference = []
+    for module in sorted(Path("streamlm").glob("[!_]*.py")):
+        page = f"reference/{module.stem}.md"
+        text = f"# streamlm.{module.stem}\n\n::: streamlm.{module.stem}\n"
+        files.append(File.generated(config, page, content=text))
+        reference.append({module.stem: page})
+    config.nav.append({"Reference": reference})
+
+
+def on_post_build(config):
+    """Raise PluginError if a page or a style sheet loads something from another host."""
+    for file in sorted(Path(config.site_dir).rglob("*")):
+        if file.suffix in {".html", ".css", ".svg"}:
+            for found in LOADED.finditer(file.read_text(encoding="utf-8")):
+                raise PluginError(
+                    f"{file} loads {found[0][:200]} from elsewhere; keep a copy in docs/ or leave it out"
+                )
