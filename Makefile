@@ -64,7 +64,7 @@ $(DOCS)/.ready: envs/requirements-docs.txt
 
 docs: $(DOCS)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean --quiet
-	@echo "The documentation is built: open site/index.html."
+	@echo "The documentation is built: open site/index.html; $(DOCS)/bin/mkdocs serve shows it with its search."
 
 # Half an hour in which nothing else should run.
 OLD := .venv-attention-sinks
