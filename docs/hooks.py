@@ -1,10 +1,8 @@
 """Hooks of MkDocs: a reference page for every module, and a site that fetches nothing from elsewhere."""
 
+# MkDocs has an environment of its own; imported where it is used, so that a test can read LOADED without it.
 import re
 from pathlib import Path
-
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File
 
 # What a browser loads without being asked; a link that a reader follows is not among it.
 LOADED = re.compile(
@@ -16,6 +14,8 @@ LOADED = re.compile(
 
 def on_files(files, config):
     """Add the reference, and pages that `nav` does not name, to what is built and to the contents."""
+    from mkdocs.structure.files import File
+
     named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     others = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in named)
     config.nav += others
@@ -30,6 +30,8 @@ def on_files(files, config):
 
 def on_post_build(config):
     """Raise PluginError if a page or a style sheet loads something from another host."""
+    from mkdocs.exceptions import PluginError
+
     for file in sorted(Path(config.site_dir).rglob("*")):
         if file.suffix in {".html", ".css", ".svg"}:
             for found in LOADED.finditer(file.read_text(encoding="utf-8")):

@@ -3,10 +3,12 @@
 import ast
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -237,10 +239,37 @@ def test_drawings_are_those_of_the_script(tmp_path):
     assert drawn == kept
 
 
-def test_version_is_the_same_everywhere():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_measured_numbers_are_those_of_the_published_results(page):
+    sources = [*ROOT.glob("docs/results/*.md"), *ROOT.glob("benchmarks/*.txt")]
+    published = "\n".join(source.read_text() for source in sources)
+    for number in re.findall(r"[-+]?\d+\.\d+ \[[^\]]+\]", page.read_text()):
+        assert number in published, number
+
+
+@pytest.mark.parametrize(
+    ("markup", "loads"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ("<link href=//fonts.example/css rel=stylesheet>", True),
+        ("body { background: url(https://example.org/x.png) }", True),
+        ("<a href=https://arxiv.org/abs/2309.17453>paper</a>", False),
+        ('<img src="drawings/ring.svg"><link rel=stylesheet href=assets/main.css>', False),
+        ("<link rel=canonical href=https://example.org/>", False),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere_is_found(markup, loads):
+    hooks = runpy.run_path(ROOT / "docs/hooks.py")
+    assert bool(hooks["LOADED"].search(markup)) == loads
+
+
+def test_version_and_license_are_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     released = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert citation["version"] == released[0] == streamlm.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["license"] == project["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
     assert released == sorted(
         released, key=lambda version: [int(n) for n in version.split(".")], reverse=True
     )
