@@ -18,6 +18,7 @@ from tiny_model import write_tiny_model
 
 import streamlm
 from streamlm.data import write_sample
+from streamlm.experiment import check_config
 from streamlm.text import Document
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +187,25 @@ def test_every_fence_is_of_a_kind_that_is_checked():
         marks = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
         assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console"}, page.name
         assert set(marks[1::2]) <= {""}, page.name
+
+
+def merged(config, changes):
+    """Return a config with changes in it, as Snakemake merges files."""
+    both = {
+        key: merged(config[key], value) if isinstance(value, dict) and key in config else value
+        for key, value in changes.items()
+    }
+    return {**config, **both}
+
+
+FRAGMENTS = [yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")]
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("fragment", [part for part in FRAGMENTS if part.keys() <= CONFIG.keys()], ids=str)
+def test_config_that_is_shown_has_no_fault(place, monkeypatch, fragment):
+    monkeypatch.chdir(place)
+    check_config(merged(CONFIG, fragment))
 
 
 def message_patterns():
