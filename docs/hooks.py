@@ -28,6 +28,24 @@ def on_files(files, config):
     config.nav.append({"Reference": reference})
 
 
+def on_page_markdown(markdown, page, config, files):
+    """Keep the words of a link to a file beside docs/, which the site has not; the file must be there."""
+    from mkdocs.exceptions import PluginError
+
+    docs = Path(config.docs_dir).resolve()
+
+    def without_link(match):
+        words, link = match.groups()
+        target = (docs / page.file.src_uri).parent.joinpath(link.partition("#")[0]).resolve()
+        if target.is_relative_to(docs):
+            return match[0]
+        if not target.exists():
+            raise PluginError(f"{page.file.src_uri} links to {link}, which is not there; correct the link")
+        return words
+
+    return re.sub(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)", without_link, markdown)
+
+
 def on_post_build(config):
     """Raise PluginError if a page or a style sheet loads something from another host."""
     from mkdocs.exceptions import PluginError

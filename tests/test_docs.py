@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -39,6 +40,7 @@ BLOCKS = {
     "snakemake --unlock": RUN,
     "streamlm": RUN,
     "streamlm chat": OPTIONS,  # waits for someone to talk to
+    "pip install": OPTIONS,  # changes the environment
     "python": RUN,
     "python benchmarks": OPTIONS,  # half an hour, and nothing else should run
     "source": RUN,
@@ -50,8 +52,9 @@ SMALLER = {"max_new_tokens=20_000": "max_new_tokens=20", "max_new_tokens=2_000":
 
 
 def blocks(page, language):
-    """Return what stands in the fences of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    """Return what stands in the fences of one language, in order; a fence in a list is indented."""
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for block in found]
 
 
 def commands(block):
@@ -62,7 +65,7 @@ def commands(block):
 
 def inline_commands(page):
     """Return the commands in running text: code that begins as one of ours does, and goes on."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", text)
     return [span for span in spans if span.split()[0] in INLINE and len(span.split()) > 1]
 
@@ -113,7 +116,7 @@ def place(tmp_path_factory):
             if named := re.match(r"# (configs/\S+\.yaml)\n", block):
                 (place / named[1]).write_text(block)
     programs = {
-        "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake", "python": "",
+        "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake", "pip": "-m pip", "python": "",
     }  # fmt: skip
     for name, arguments in programs.items():
         (place / "bin").mkdir(exist_ok=True)
@@ -184,7 +187,7 @@ def test_unknown_option_in_a_document_is_found(place):
 def test_every_fence_is_of_a_kind_that_is_checked():
     # console: what other programs print
     for page in PAGES:
-        marks = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
+        marks = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
         assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console"}, page.name
         assert set(marks[1::2]) <= {""}, page.name
 
