@@ -116,7 +116,8 @@ def place(tmp_path_factory):
             if named := re.match(r"# (configs/\S+\.yaml)\n", block):
                 (place / named[1]).write_text(block)
     programs = {
-        "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake", "pip": "-m pip", "python": "",
+        "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake",
+        "pip": "-m pip", "python": "",
     }  # fmt: skip
     for name, arguments in programs.items():
         (place / "bin").mkdir(exist_ok=True)
