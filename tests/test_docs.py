@@ -86,7 +86,9 @@ def rewritten(command, table):
         command = command.replace(long, short)
     way = what_to_do(command, table)
     if way == DRY:
-        return re.sub(r"\b(make|snakemake)\b", r"\1 -n", command, count=1)
+        # Whatever executor a profile names: its plugin need not be installed.
+        command = re.sub(r"\bsnakemake\b", "snakemake -n --executor dryrun", command, count=1)
+        return re.sub(r"\bmake\b", "make -n", command, count=1)
     if way == OPTIONS:
         called = re.match(r"(\S+ \S+)", command)[1]
         options = re.findall(r"\s(--[a-z-]+)", command)
@@ -176,7 +178,8 @@ def test_command_that_no_table_has_is_refused():
         rewritten("sbatch job.sh", BLOCKS)
     with pytest.raises(AssertionError, match="write one command a line"):
         rewritten("make all && rm -r results", BLOCKS)
-    assert rewritten("A=1 snakemake all", BLOCKS) == "A=1 snakemake -n all"
+    assert rewritten("A=1 snakemake all", BLOCKS) == "A=1 snakemake -n --executor dryrun all"
+    assert rewritten("make all", BLOCKS) == "make -n all"
     assert rewritten("snakemake --unlock", BLOCKS) == "snakemake --unlock"
 
 
