@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow test-slurm smoke bench-decoding publish clean
+.PHONY: all env test test-latest test-slow test-slurm smoke docs bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -61,6 +61,18 @@ smoke: env
 	snakemake all --quiet --configfile configs/smoke.yaml
 	@echo "All is well: the whole workflow ran on a tiny random model; see results/smoke/figures."
 
+# The documentation as a site; a broken link, or a page that loads something from elsewhere, is an error.
+DOCS := .venv-docs
+
+$(DOCS)/.ready: envs/requirements-docs.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-docs.txt
+	touch $@
+
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean --quiet
+	@echo "The documentation is built: open site/index.html; $(DOCS)/bin/mkdocs serve shows it with its search."
+
 # Half an hour in which nothing else should run.
 OLD := .venv-attention-sinks
 
@@ -81,4 +93,4 @@ publish: all
 	cp results/figures/*.png results/experiment_summary.md results/decoding_latency_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(OLD)
+	rm -rf $(VENV) $(LATEST) $(OLD) $(DOCS) site
