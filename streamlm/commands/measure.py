@@ -1,0 +1,327 @@
+"""`evaluate`, `ablate` and `latency`: numbers about one text."""
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from streamlm.commands.options import (
+    CACHE,
+    COMPUTE,
+    OUTPUT,
+    PACKAGED,
+    TEXT,
+    AsJson,
+    DatasetName,
+    Device,
+    Dtype,
+    MaxSamples,
+    ModelName,
+    NSink,
+    Storage,
+    TextFile,
+    TokenFile,
+    WindowSize,
+    check_targets,
+    print_json,
+    read_stream,
+)
+from streamlm.config import METHODS
+
+Method = Literal["dense", "window", "recompute", "streaming"]
+ALL_METHODS, CAPACITIES, N_SINKS = list(METHODS), [1024], [4]  # what `latency` measures if not told
+ABLATION = {"window_size": [128, 256, 512, 1024, 2048], "n_sink": [0, 1, 2, 4, 8, 16]}
+
+
+def evaluate(
+    model_name: ModelName = PACKAGED,
+    dataset_name: DatasetName = None,
+    text: TextFile = None,
+    tokens: TokenFile = None,
+    max_samples: MaxSamples = None,
+    max_eval_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Score so many ids.", rich_help_panel=TEXT)
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="window holds as many tokens as streaming, but no sinks; recompute encodes these anew for "
+            "every token, estimated at --positions.",
+            rich_help_panel=CACHE,
+        ),
+    ] = "streaming",
+    n_sink: NSink = 4,
+    window_size: WindowSize = 1020,
+    storage: Storage = None,
+    positions: Annotated[
+        int, typer.Option(min=1, help="Tokens at which recompute is measured.", rich_help_panel=CACHE)
+    ] = 32,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the state of a long run here; the same command goes on from it.",
+            rich_help_panel=COMPUTE,
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Dense record of the same tokens (with its .npy), to compare with.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    per_token: Annotated[
+        Path | None, typer.Option(help="Write float32 losses in nats, .npy.", rich_help_panel=OUTPUT)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the record, .json.", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score one stream by one method: perplexity, time, KV memory."""
+    check_targets(per_token, checkpoint, output)
+    from streamlm.perplexity import measure_perplexity
+    from streamlm.records import read_losses, read_record, write_array, write_json
+    from streamlm.stats import BootstrapConfig
+    from streamlm.summary import Run, check_baseline, score_line, with_baseline
+
+    ids, dataset = read_stream(model_name, dataset_name, text, tokens, max_samples)
+    ids = ids[:max_eval_tokens]
+    bootstrap, dense = BootstrapConfig(), None
+    if baseline is not None:
+        dense = Run(read_record(baseline), read_losses(baseline))
+        check_baseline(dense, ids)
+    record, losses = measure_perplexity(
+        model_dir=model_name,
+        ids=ids,
+        dataset=dataset,
+        method=method,
+        n_sink=n_sink,
+        window_size=window_size,
+        positions=positions,
+        dtype=dtype,
+        device=device,
+        storage=storage,
+        bootstrap=bootstrap,
+        checkpoint=checkpoint,
+    )
+    if dense is not None:
+        record = with_baseline(Run(record, losses), dense, record["capacity"], bootstrap)
+    if per_token is not None:
+        write_array(per_token, losses)
+    if output is not None:
+        write_json(output, record)
+    if as_json:
+        print_json(record)
+    else:
+        typer.echo(score_line(record))
+
+
+def ablation_sizes(
+    kind: str, window_size: list[int] | None, n_sink: list[int] | None, capacity: list[int] | None
+) -> list[tuple[int, int]]:
+    """Return (n_sink, window_size) of every point of an ablation; the one of sinks holds the capacity."""
+    if kind == "window_size":
+        if capacity or len(n_sink or N_SINKS) != 1:
+            raise typer.BadParameter(
+                "--ablation-type window_size takes one --n-sink and no --capacity; name several --window-size"
+            )
+        (sinks,) = n_sink or N_SINKS
+        return [(sinks, size) for size in window_size or ABLATION[kind]]
+    if window_size:
+        raise typer.BadParameter(
+            "--ablation-type n_sink takes no --window-size: windows are what --capacity leaves"
+        )
+    capacities, n_sinks = capacity or [1028], n_sink or ABLATION[kind]
+    if min(capacities) <= max(n_sinks):
+        raise typer.BadParameter(
+            f"a capacity of {min(capacities)} leaves no window beside {max(n_sinks)} sinks; raise --capacity"
+        )
+    return [(sinks, held - sinks) for held in capacities for sinks in n_sinks]
+
+
+def ablate(
+    ablation_type: Annotated[
+        Literal["window_size", "n_sink"],
+        typer.Option(help="What changes; sinks change at equal memory.", rich_help_panel=CACHE),
+    ],
+    model_name: ModelName = PACKAGED,
+    dataset_name: DatasetName = None,
+    text: TextFile = None,
+    tokens: TokenFile = None,
+    max_samples: MaxSamples = None,
+    max_eval_tokens: Annotated[
+        int, typer.Option(min=2, help="Score so many ids.", rich_help_panel=TEXT)
+    ] = 4096,
+    window_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Any number of times; 128, 256, 512, 1024, 2048 if not given.",
+            rich_help_panel=CACHE,
+        ),
+    ] = None,
+    n_sink: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="For windows: one, 4 if not given. For sinks: any number of times; 0, 1, 2, 4, 8, 16.",
+            rich_help_panel=CACHE,
+        ),
+    ] = None,
+    capacity: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="For sinks: tokens held, sinks + window; any number of times; 1028 if not given.",
+            rich_help_panel=CACHE,
+        ),
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    output: Annotated[
+        Path | None, typer.Option(help="Write the record of the whole, .json.", rich_help_panel=OUTPUT)
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Keep record and losses of every run here.", rich_help_panel=OUTPUT)
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw it, .png.", rich_help_panel=OUTPUT)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change window size or number of sinks: a table against dense, judged on common tokens."""
+    sizes = ablation_sizes(ablation_type, window_size, n_sink, capacity)
+    check_targets(output, figure)
+    from tabulate import tabulate
+
+    from streamlm.experiment import run_label
+    from streamlm.perplexity import measure_perplexity
+    from streamlm.records import write_array, write_json
+    from streamlm.stats import BootstrapConfig
+    from streamlm.summary import ablation_rows, collect_ablation
+
+    ids, dataset = read_stream(model_name, dataset_name, text, tokens, max_samples)
+    ids, largest, bootstrap = ids[:max_eval_tokens], max(map(sum, sizes)), BootstrapConfig()
+    if largest >= len(ids) - 1:
+        raise ValueError(f"{len(ids)} tokens never fill a cache of {largest}; take more, or smaller caches")
+    runs: dict[str, tuple[str, int, int]] = {"dense": ("dense", 0, len(ids))}
+    runs |= {run_label(*size): ("streaming" if size[0] else "window", *size) for size in sizes}
+    with ExitStack() as undo:
+        folder = output_dir or Path(undo.enter_context(tempfile.TemporaryDirectory()))
+        for label, (method, sinks, window) in runs.items():
+            record, losses = measure_perplexity(
+                model_dir=model_name, ids=ids, dataset=dataset, method=method, n_sink=sinks,
+                window_size=window, dtype=dtype, device=device, bootstrap=bootstrap,
+            )  # fmt: skip
+            write_array(folder / f"{label}.npy", losses)
+            write_json(folder / f"{label}.json", record)
+        dense, *others = (folder / f"{label}.json" for label in runs)
+        ablation = collect_ablation(ablation_type, [dense], others, bootstrap)
+    if output is not None:
+        write_json(output, ablation)
+    if figure is not None:
+        _draw_ablation(figure, ablation)
+    if as_json:
+        print_json(ablation)
+    else:
+        headers, rows = ablation_rows(ablation)
+        typer.echo(tabulate(rows, headers, "github", disable_numparse=True))
+
+
+def _draw_ablation(target: Path, ablation: dict[str, Any]) -> None:
+    from streamlm.figures import plot_ablation_n_sink, plot_ablation_window_size
+    from streamlm.plotting import save_figure
+
+    plots = {"window_size": plot_ablation_window_size, "n_sink": plot_ablation_n_sink}
+    save_figure(target, plots[ablation["ablation"]](ablation))
+
+
+def latency(
+    model_name: ModelName = PACKAGED,
+    dataset_name: DatasetName = None,
+    text: TextFile = None,
+    tokens: TokenFile = None,
+    method: Annotated[
+        list[str],
+        typer.Option(
+            help="Any of the four, any number of times.",
+            autocompletion=lambda: ALL_METHODS,
+            rich_help_panel=CACHE,
+        ),
+    ] = ALL_METHODS,
+    capacity: Annotated[
+        list[int], typer.Option(min=1, help="Tokens held; any number of times.", rich_help_panel=CACHE)
+    ] = CAPACITIES,
+    n_sink: Annotated[
+        list[int], typer.Option(min=1, help="Of streaming; any number of times.", rich_help_panel=CACHE)
+    ] = N_SINKS,
+    warmup_tokens: Annotated[int, typer.Option(min=1, help="Not timed.", rich_help_panel=COMPUTE)] = 4,
+    timed_tokens: Annotated[int, typer.Option(min=1, help="In each run.", rich_help_panel=COMPUTE)] = 8,
+    recompute_tokens: Annotated[
+        int, typer.Option(min=1, help="In each run of recompute.", rich_help_panel=COMPUTE)
+    ] = 1,
+    runs: Annotated[
+        int, typer.Option(min=2, help="In which the methods take turns.", rich_help_panel=COMPUTE)
+    ] = 5,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Record of an earlier run on this machine, to compare with.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write a record of each, .json.", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time decoding at a full cache: milliseconds per token, memory."""
+    if not set(method) <= set(METHODS):
+        raise typer.BadParameter(f"unknown --method in {method}; known are {', '.join(METHODS)}")
+    from tabulate import tabulate
+
+    from streamlm.experiment import latency_label
+    from streamlm.latency import LatencyConfig, measure_latency
+    from streamlm.latency_summary import (
+        LATENCY_HEADERS,
+        comparison_line,
+        latency_ratio,
+        latency_rows,
+        same_setting,
+    )
+    from streamlm.records import read_record, write_json
+
+    ids, dataset = read_stream(model_name, dataset_name, text, tokens)
+    earlier = None if baseline is None else read_record(baseline)
+    amounts = LatencyConfig(
+        warmup_tokens=warmup_tokens, timed_tokens=timed_tokens, recompute_tokens=recompute_tokens, runs=runs
+    )
+    sides = [(name, n) for name in method for n in (n_sink if name == "streaming" else [0])]
+    records = [
+        record
+        for held in capacity
+        for record in measure_latency(
+            model_dir=model_name,
+            ids=ids,
+            dataset=dataset,
+            capacity=held,
+            sides=sides,
+            latency=amounts,
+            dtype=dtype,
+            device=device,
+        )
+    ]
+    if output_dir is not None:
+        for record in records:
+            label = latency_label(record["method"], record["capacity"], record["n_sink"])
+            write_json(output_dir / f"decoding_latency_{label}.json", record)
+    pair = None if earlier is None else (same_setting(records, earlier), earlier)
+    if as_json:
+        print_json({"records": records, "against_baseline": pair and latency_ratio(*pair)})
+        return
+    typer.echo(tabulate(latency_rows(records), LATENCY_HEADERS, "github", disable_numparse=True))
+    if pair is not None:
+        typer.echo(f"against {baseline}: {comparison_line(*pair)}")
