@@ -67,7 +67,7 @@ class ChatTemplate:
         return whole[len(before) :]
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def _turn(self, user: str) -> str:

@@ -75,5 +75,5 @@ def main() -> None:
 def fail(message: str, status: int) -> None:
     """End with a line on stderr, if there is something to say, and this status."""
     if message:  # where help is shown instead, typer's error has none
-        print(f"streamlm: {message}", file=sys.stderr)
+        print(f"streamlm: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

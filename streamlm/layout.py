@@ -113,16 +113,10 @@ def describe_costs(
     rows = []
     for cfg in sizes:
         held = sink_cache_bytes(layout, cfg, dtype, storage)
-        rows.append(
-            {
-                **asdict(cfg),
-                "capacity": cfg.capacity,
-                "kv_bytes": held,
-                "saved": [
-                    {"context_tokens": length, "fraction": 1 - held / size} for length, size in dense.items()
-                ],
-            }
-        )
+        against = [
+            {"context_tokens": length, "dense_over_this": size / held} for length, size in dense.items()
+        ]
+        rows.append({**asdict(cfg), "capacity": cfg.capacity, "kv_bytes": held, "against_dense": against})
     return {
         "kv_bytes_per_token": dense_bytes(layout, 1, dtype),
         "dense": [{"context_tokens": length, "kv_bytes": size} for length, size in dense.items()],

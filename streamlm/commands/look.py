@@ -86,16 +86,16 @@ def _layout_lines(layout: "Layout", model_name: Path, costs: dict[str, Any]) -> 
 
 
 def _cost_table(layout: "Layout", costs: dict[str, Any]) -> str:
+    """Return the table: bytes of every cache, and how many times those of a dense one are at each length."""
     from tabulate import tabulate
 
-    lengths = [f"{dense['context_tokens']:,} tokens" for dense in costs["dense"]]
-    headers = ("kept", "MiB", *(f"saved at {length}, %" for length in lengths))
-    rows = [("all (dense), MiB", "grows", *(f"{dense['kv_bytes'] / MIB:,.1f}" for dense in costs["dense"]))]
+    headers = ("kept", "MiB", *(f"dense at {dense['context_tokens']:,} tokens" for dense in costs["dense"]))
+    rows = [("all", "grows", *(f"{dense['kv_bytes'] / MIB:,.1f} MiB" for dense in costs["dense"]))]
     for cache in costs["caches"]:
         beyond = layout.trained_length is not None and cache["capacity"] > layout.trained_length
         name = f"{cache['n_sink']}+{cache['window_size']}{' (past the trained length)' if beyond else ''}"
-        saved = (f"{100 * part['fraction']:.1f}" for part in cache["saved"])
-        rows.append((name, f"{cache['kv_bytes'] / MIB:,.1f}", *saved))
+        times = (f"{part['dense_over_this']:,.1f} times" for part in cache["against_dense"])
+        rows.append((name, f"{cache['kv_bytes'] / MIB:,.1f}", *times))
     return str(tabulate(rows, headers, "github", disable_numparse=True, stralign="right"))
 
 

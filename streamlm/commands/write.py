@@ -4,6 +4,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -179,7 +180,8 @@ def _encode(tokenizer: Any, prompts: list[str], as_chat: bool) -> list[list[int]
     """Return the token ids of every prompt."""
     from streamlm.chat import ChatTemplate
 
-    encode = ChatTemplate(tokenizer).opening if as_chat else tokenizer.encode
+    # Quietly: transformers warns of texts past the trained length, which are the point here.
+    encode = ChatTemplate(tokenizer).opening if as_chat else partial(tokenizer.encode, verbose=False)
     ids = [encode(prompt) for prompt in prompts]
     if not all(ids):
         raise ValueError(f"the prompt {prompts[ids.index([])]!r} has no tokens; give some text")
