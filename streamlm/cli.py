@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from streamlm import __version__
-from streamlm.commands import compare, look, measure, write
+from streamlm.commands import ablate, compare, look, measure, write
 
 # typer carries a click of its own, of whose errors it exports this one's children only.
 UsageError: Any = typer.BadParameter.__base__
@@ -39,7 +39,7 @@ def version() -> None:
 
 for panel, function, example in (
     (MEASURE, measure.evaluate, "--dataset-name wikitext --n-sink 4 --window-size 1024 --output result.json"),
-    (MEASURE, measure.ablate, "--ablation-type n_sink --dataset-name pg19 --figure ablation_n_sink.png"),
+    (MEASURE, ablate.ablate, "--ablation-type n_sink --dataset-name pg19 --figure ablation_n_sink.png"),
     (
         MEASURE,
         compare.compare,

@@ -411,45 +411,28 @@ def test_latency_in_json_tells_the_ratio_to_a_baseline(place):
     assert told["against_baseline"]["in_turns"] is False
 
 
-def test_interrupt_ends_with_status_130(place):
-    endless = (
-        "generate",
-        "--model-name",
-        "model",
-        "--prompt",
-        "a",
-        "--max-new-tokens",
-        10**8,
-        "--ignore-eos",
-    )
-    process = subprocess.Popen(
-        command(*endless), cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate()[1] == b"streamlm: stopped\n"
-    assert process.returncode == 130
+@pytest.fixture
+def endless(place):
+    """A process that writes for hours, and has begun to."""
+    args = ("--model-name", "model", "--prompt", "a", "--max-new-tokens", 10**8, "--ignore-eos")
+    with subprocess.Popen(
+        command("generate", *args), cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.read(1)
+        yield process
+        process.kill()
 
 
-def test_reader_that_goes_away_ends_it_quietly(place):
-    endless = (
-        "generate",
-        "--model-name",
-        "model",
-        "--prompt",
-        "a",
-        "--max-new-tokens",
-        10**8,
-        "--ignore-eos",
-    )
-    process = subprocess.Popen(
-        command(*endless), cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.read(1)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() == 141
+def test_interrupt_ends_with_status_130(endless):
+    endless.send_signal(signal.SIGINT)
+    assert endless.communicate()[1] == b"streamlm: stopped\n"
+    assert endless.returncode == 130
+
+
+def test_reader_that_goes_away_ends_it_quietly(endless):
+    endless.stdout.close()
+    assert endless.stderr.read() == b""
+    assert endless.wait() == 141
 
 
 COMMANDS = ("evaluate", "ablate", "compare", "latency", "generate", "chat", "info", "figures", "version")

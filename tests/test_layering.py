@@ -56,6 +56,7 @@ LAYERS = {
     "commands": set(),
     "commands.options": {"typer", "numpy"},
     "commands.measure": {"typer", "tabulate"},
+    "commands.ablate": {"typer", "tabulate"},
     "commands.compare": {"typer", "tabulate"},
     "commands.look": {"typer", "tabulate"},
     "commands.session": {"rich"},
