@@ -1,6 +1,5 @@
 """The `streamlm` command: its parts, its help, and what its exit status says."""
 
-import os
 import sys
 from typing import Any
 
@@ -11,11 +10,10 @@ from streamlm.commands import ablate, compare, look, measure, write
 
 # typer carries a click of its own, of whose errors it exports this one's children only.
 UsageError: Any = typer.BadParameter.__base__
-USAGE, INTERRUPTED, UNHEARD = 2, 130, 141
+# The last one is typer's own, and so is the silent 1 when a reader of the output goes away.
 STATUS = (
     "Exit status: 0 done; 1 a fault at work, such as a missing file; 2 a wrong command line; "
-    "130 stopped by Ctrl-C; 141 the reader of the output went away. "
-    "What is wrong is one line on stderr."
+    "130 stopped by Ctrl-C. What is wrong is one line on stderr."
 )
 MEASURE, WRITE, LOOK = "Measure", "Write", "Look"
 
@@ -60,14 +58,8 @@ def main() -> None:
     """Run the command; a fault is one line on stderr, and a status of its own."""
     try:
         sys.exit(app(standalone_mode=False, prog_name="streamlm"))
-    except typer.Abort:
-        fail("stopped", INTERRUPTED)
     except UsageError as error:
-        fail(error.format_message(), USAGE)
-    except BrokenPipeError:
-        # Python would flush what is left once more as it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(UNHEARD)
+        fail(error.format_message(), 2)
     except (ValueError, OSError) as error:
         fail(str(error), 1)
 
