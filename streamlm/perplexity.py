@@ -1,24 +1,21 @@
 """The record of one stream scored by one method."""
 
 import os
-import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from streamlm.attention import QUERY_BLOCK
 from streamlm.checkpoint import Checkpoint
 from streamlm.config import StreamConfig, method_geometry
 from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
+from streamlm.progress import progress
 from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
 from streamlm.ring import STORAGES
@@ -163,7 +160,7 @@ def _score(
     state: Checkpoint | None,
 ) -> Outcome:
     """Score the whole stream under a progress bar: tokens, rate, perplexity so far, time left."""
-    with _bar(len(ids) - 1, "token") as bar:
+    with progress(len(ids) - 1, "token") as bar:
 
         def show(losses: np.ndarray) -> None:
             if not bar.n and state is not None:
@@ -184,7 +181,7 @@ def _recompute(
     """Encode the contexts of `places` from scratch; return what that costs, and the losses (M,)."""
     if not len(places):  # nothing is evicted: all methods are the same
         return streaming, np.empty(0)
-    with _bar(len(places), "position") as bar:
+    with progress(len(places), "position") as bar:
         begin = time.perf_counter()
         losses, cache = recompute_losses(
             model, ids, places, capacity, on_progress=lambda n: bar.update(n - bar.n)
@@ -215,13 +212,6 @@ def _describe_sample(
     found = sample_difference(again.astype(np.float64) - streaming[places], spacing, bootstrap)
     section |= {"difference_nats": found.mean, "difference_interval": [found.low, found.high]}
     return Correction(cfg.capacity, found), {"recomputed": section}
-
-
-@contextmanager
-def _bar(total: int, unit: str) -> Iterator[Any]:
-    """A progress bar on the terminal itself: sys.stderr is a log file where a workflow runs this."""
-    with tqdm(total=total, unit=unit, file=sys.__stderr__, disable=None) as bar:
-        yield bar
 
 
 def _check_finite(losses: np.ndarray, model_dir: Path | str, dtype: str) -> None:

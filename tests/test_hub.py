@@ -1,6 +1,5 @@
 """The hub path, without the internet: the real clients fetch from `hub_server`, each in its own process."""
 
-import functools
 import io
 import json
 import os
@@ -76,7 +75,7 @@ def wikitext_files():
 
 def pythia_files(folder):
     """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers beside the weights."""
-    write_tiny_model(folder, functools.partial(tiny_neox, max_position_embeddings=2048))
+    write_tiny_model(folder, make=tiny_neox, max_position_embeddings=2048)
     weights = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     for layer in range(2):
         attention = f"gpt_neox.layers.{layer}.attention"
