@@ -287,7 +287,7 @@ def test_same_record_gives_the_same_bytes_and_nothing_but_the_picture(results, a
         assert once.read_bytes() == twice.read_bytes()
         with Image.open(once) as image:
             assert set(image.info) == {"dpi"}
-            assert_allclose(image.info["dpi"], 200, rtol=1e-3)
+            assert_allclose(image.info["dpi"], 300, rtol=1e-3)
 
 
 def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
