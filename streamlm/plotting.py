@@ -129,8 +129,10 @@ def describe(record: Record, counts: Sequence[int], aside: str) -> list[str]:
 
 def label_line(axes: Axes, height: float, text: str) -> None:
     """Write what a level line is, at its right end and just above it."""
-    place = {"xy": (1, height), "xycoords": ("axes fraction", "data"), "xytext": (0, 1.5)}
-    axes.annotate(text, **place, textcoords="offset points", ha="right", va="bottom", fontsize=SMALL)
+    axes.annotate(
+        text, (1, height), (0, 1.5), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", va="bottom", fontsize=SMALL,
+    )  # fmt: skip
 
 
 def finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequence[str]) -> None:

@@ -8,6 +8,19 @@ METHODS = experiment.method_labels(config)
 COMPARED = experiment.plan_comparison(config)
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
+# Every figure, in the order in which a report shows them.
+FIGURES = {
+    "main_comparison": "1. Main comparison",
+    "results_summary": "2. Main comparison in numbers",
+    "ablation_window_size": "3. Window size",
+    "ablation_n_sink": "4. Number of sinks",
+    "long_stream": "5. Long stream",
+    "decoding_latency": "6. Cost of a decoded token",
+    "implementation_comparison": "7. Beside kvpress: decoding",
+    "press_sweep": "8. Beside kvpress: budgets",
+    "comparison_metrics_table": "9. Beside kvpress in numbers",
+}
+
 
 def code_of(script):
     """Return the fingerprint of a script and of all project code it imports: a rule with it reruns when they change."""
@@ -35,3 +48,4 @@ wildcard_constraints:
     label="|".join(RUNS),
     press="|".join(COMPARED),
     capacity="[0-9]+",
+    figure="|".join(FIGURES),

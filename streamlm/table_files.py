@@ -1,0 +1,179 @@
+"""Write a table as CSV, as LaTeX for a paper, and as a page that sorts by the column one clicks."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import pandas as pd
+
+from streamlm.records import Record, write_text
+from streamlm.summary import describe_setting
+from streamlm.tables import TABLES
+
+UNITS = {"ms": "ms", "s": "s", "percent": "%", "nats": "nats", "mib": "MiB", "tokens": "tokens"}
+WORDS = {"kv": "KV", "kl": "KL"}
+LONG = 45  # rows; more do not fit on a page
+
+
+def write_table(name: str, records: Sequence[Record], targets: Sequence[Path | str]) -> None:
+    """Write the table of a figure, as each target's suffix says.
+
+    Args:
+        name: of the figure, a key of `tables.TABLES`.
+        records: that the figure is drawn from, in its order.
+        targets: files that end in .csv, .tex or .html.
+    """
+    frame = pd.DataFrame(TABLES[name].rows(records)).convert_dtypes()
+    setting = describe_setting(records[0])
+    for target in targets:
+        write = {".csv": _as_csv, ".tex": _as_latex, ".html": _as_page}[Path(target).suffix]
+        write_text(target, write(frame, name, setting))
+
+
+def _as_csv(frame: pd.DataFrame, name: str, setting: str) -> str:
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of words: intervals in brackets, no more digits than they deserve."""
+    shown = [name for name in frame if not name.endswith(("_low", "_high"))]
+    return pd.DataFrame({_heading(name): [_cell(row, name) for _, row in frame.iterrows()] for name in shown})
+
+
+def _heading(name: str) -> str:
+    """Return a column's name in words, the unit behind a comma: "step_ms" is "step, ms"."""
+    *words, last = [WORDS.get(word, word) for word in name.split("_")]
+    return f"{' '.join(words)}, {UNITS[last]}" if words and last in UNITS else " ".join([*words, last])
+
+
+def _cell(row: pd.Series, name: str) -> str:
+    value = row[name]
+    if pd.isna(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    numbers = [float(row[key]) for key in (name, f"{name}_low", f"{name}_high") if not pd.isna(row.get(key))]
+    digits = _digits(max(map(abs, numbers)))
+    if len(numbers) == 1:
+        return f"{value:d}" if isinstance(value, int | np.integer) else f"{value:{digits}}"
+    mean, low, high = (f"{number:{digits}}" for number in numbers)
+    return f"{mean} [{low}, {high}]"
+
+
+def _digits(size: float) -> str:
+    """Return the format of numbers up to a size."""
+    if 0 < size < 0.001:
+        return ".2g"
+    return f".{4 if 0 < size < 0.1 else 3 if size < 1 else 2 if size < 100 else 1 if size < 1000 else 0}f"
+
+
+LATEX = {
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+NEEDS = "% needs \\usepackage{booktabs,longtable}\n"
+SMALL = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+
+
+def escape_latex(text: str) -> str:
+    """Return a text as LaTeX sets it letter by letter."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _as_latex(frame: pd.DataFrame, name: str, setting: str) -> str:
+    """Return a float, or a table over several pages where it is long; booktabs and longtable draw it."""
+    shown = as_text(frame)
+    caption = escape_latex(f"{TABLES[name].title}. {setting}. Brackets are intervals.")
+    label = f"tab:{name.replace('_', '-')}"
+    shape = "".join(
+        "r" if _is_number(frame[key]) else "l" for key in frame if not key.endswith(("_low", "_high"))
+    )
+    shown = shown.map(escape_latex).rename(columns=escape_latex)
+    long = len(shown) > LONG
+    options = {"longtable": True, "caption": caption, "label": label} if long else {}
+    body = shown.to_latex(index=False, column_format=shape, **options)
+    if long:
+        return f"{NEEDS}{{{SMALL}\n{body}}}\n"
+    head = f"\\begin{{table*}}[htbp]\n\\centering{SMALL}\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
+    return f"{NEEDS}{head}{body}\\end{{table*}}\n"
+
+
+def _is_number(column: pd.Series) -> bool:
+    return bool(pd.api.types.is_numeric_dtype(column))
+
+
+def _as_page(frame: pd.DataFrame, name: str, setting: str) -> str:
+    """Return a page of its own: nothing is loaded from anywhere."""
+    shown = as_text(frame)
+    keys = [key for key in frame if not key.endswith(("_low", "_high"))]
+    heads = "".join(f'<th tabindex="0" scope="col">{html.escape(head)}</th>' for head in shown)
+    rows = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<td data-value="{html.escape(_sort_key(value))}">{html.escape(cell)}</td>'
+            for value, cell in zip(values, cells, strict=True)
+        )
+        + "</tr>"
+        for values, cells in zip(
+            frame[keys].itertuples(index=False), shown.itertuples(index=False), strict=True
+        )
+    )
+    title, about = html.escape(TABLES[name].title), html.escape(setting)
+    return PAGE.substitute(title=title, about=about, heads=heads, rows=rows)
+
+
+def _sort_key(value: object) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>$title</title>
+<style>
+body { font: 14px/1.4 sans-serif; margin: 1.5em; color: #222; }
+h1 { font-size: 1.2em; margin: 0 0 .3em; }
+p { color: #666; margin: 0 0 1em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+thead { position: sticky; top: 0; background: white; }
+th { text-align: left; cursor: pointer; border-bottom: 1px solid #222; border-top: 2px solid #222; }
+th, td { padding: .25em .8em; vertical-align: top; white-space: nowrap; }
+tbody tr:nth-child(even) { background: #f5f5f5; }
+th[aria-sort=ascending]::after { content: " \\25b2"; }
+th[aria-sort=descending]::after { content: " \\25bc"; }
+</style>
+<h1>$title</h1>
+<p>$about. Brackets are intervals. Click a heading to sort.</p>
+<table>
+<thead><tr>$heads</tr></thead>
+<tbody>
+$rows
+</tbody>
+</table>
+<script>
+const heads = [...document.querySelectorAll("th")];
+function sortBy(column) {
+  const head = heads[column], down = head.getAttribute("aria-sort") === "ascending";
+  const body = document.querySelector("tbody"), key = row => row.cells[column].dataset.value;
+  const rows = [...body.rows].sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // empty cells stay last
+    const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+    return down ? -order : order;
+  });
+  heads.forEach(other => other.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  body.append(...rows);
+}
+heads.forEach((head, column) => {
+  head.addEventListener("click", () => sortBy(column));
+  head.addEventListener("keydown", event => event.key === "Enter" && sortBy(column));
+});
+</script>
+</html>
+""")
