@@ -58,7 +58,7 @@ PANELS = (
 def plot_main_comparison(results: Sequence[Record]) -> Figure:
     """Return perplexity, time, speed-up and memory by text and method, from `collect_result` records."""
     methods = [method for method in METHOD_NAMES if method in results[0]["methods"]]
-    figure = Figure((max(PAGE, 1 + 0.74 * len(methods) * len(results)), 5.6))
+    figure = Figure((max(PAGE, 0.95 + 0.74 * len(methods) * len(results)), 5.6))
     name_width = (figure.get_figwidth() / 2 - 0.7) / len(results)  # inches
     names = [textwrap.fill(result["dataset"], int(name_width / 0.066)) for result in results]
     for axes, (title, unit, section, key, factor) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):

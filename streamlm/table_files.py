@@ -7,6 +7,7 @@ from string import Template
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from streamlm.records import Record, write_text
 from streamlm.summary import describe_setting
@@ -38,8 +39,13 @@ def _as_csv(frame: pd.DataFrame, name: str, setting: str) -> str:
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table of words: intervals in brackets, no more digits than they deserve."""
-    shown = [name for name in frame if not name.endswith(("_low", "_high"))]
-    return pd.DataFrame({_heading(name): [_cell(row, name) for _, row in frame.iterrows()] for name in shown})
+    rows = [row for _, row in frame.iterrows()]
+    return pd.DataFrame({_heading(name): [_cell(row, name) for row in rows] for name in _shown(frame)})
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    """Return the columns that are not an end of another's interval."""
+    return [name for name in frame if not name.endswith(("_low", "_high"))]
 
 
 def _heading(name: str) -> str:
@@ -90,9 +96,7 @@ def _as_latex(frame: pd.DataFrame, name: str, setting: str) -> str:
     shown = as_text(frame)
     caption = escape_latex(f"{TABLES[name].title}. {setting}. Brackets are intervals.")
     label = f"tab:{name.replace('_', '-')}"
-    shape = "".join(
-        "r" if _is_number(frame[key]) else "l" for key in frame if not key.endswith(("_low", "_high"))
-    )
+    shape = "".join("r" if is_numeric_dtype(frame[key]) else "l" for key in _shown(frame))
     shown = shown.map(escape_latex).rename(columns=escape_latex)
     long = len(shown) > LONG
     options = {"longtable": True, "caption": caption, "label": label} if long else {}
@@ -103,32 +107,21 @@ def _as_latex(frame: pd.DataFrame, name: str, setting: str) -> str:
     return f"{NEEDS}{head}{body}\\end{{table*}}\n"
 
 
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column))
-
-
 def _as_page(frame: pd.DataFrame, name: str, setting: str) -> str:
     """Return a page of its own: nothing is loaded from anywhere."""
-    shown = as_text(frame)
-    keys = [key for key in frame if not key.endswith(("_low", "_high"))]
+    shown, keys = as_text(frame), _shown(frame)
+    kinds = ["number" if is_numeric_dtype(frame[key]) else "words" for key in keys]
     heads = "".join(f'<th tabindex="0" scope="col">{html.escape(head)}</th>' for head in shown)
-    rows = "\n".join(
-        "<tr>"
-        + "".join(
-            f'<td data-value="{html.escape(_sort_key(value))}">{html.escape(cell)}</td>'
-            for value, cell in zip(values, cells, strict=True)
-        )
-        + "</tr>"
-        for values, cells in zip(
-            frame[keys].itertuples(index=False), shown.itertuples(index=False), strict=True
-        )
-    )
+    pairs = zip(frame[keys].itertuples(index=False), shown.itertuples(index=False), strict=True)
+    rows = "\n".join(f"<tr>{''.join(map(_page_cell, kinds, values, cells))}</tr>" for values, cells in pairs)
     title, about = html.escape(TABLES[name].title), html.escape(setting)
     return PAGE.substitute(title=title, about=about, heads=heads, rows=rows)
 
 
-def _sort_key(value: object) -> str:
-    return "" if pd.isna(value) else str(value)
+def _page_cell(kind: str, value: object, cell: str) -> str:
+    """Return a cell that shows a text and is sorted by its value."""
+    key = "" if pd.isna(value) else html.escape(str(value))
+    return f'<td class="{kind}" data-value="{key}">{html.escape(cell)}</td>'
 
 
 PAGE = Template("""<!doctype html>
@@ -142,6 +135,7 @@ p { color: #666; margin: 0 0 1em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 thead { position: sticky; top: 0; background: white; }
 th { text-align: left; cursor: pointer; border-bottom: 1px solid #222; border-top: 2px solid #222; }
+td.number { text-align: right; }
 th, td { padding: .25em .8em; vertical-align: top; white-space: nowrap; }
 tbody tr:nth-child(even) { background: #f5f5f5; }
 th[aria-sort=ascending]::after { content: " \\25b2"; }

@@ -27,15 +27,12 @@ class Table:
 
 
 def _with_interval(name: str, part: Mapping[str, Any] | None, key: str = "") -> Row:
-    """Return a number and its interval under `name`; nothing where there is no such part."""
+    """Return a number and its interval under `name`; empty cells where there is no such part."""
     key = key or name
-    if part is None:
-        return {}
-    low, high = part[f"{key}_interval"]
-    return {name: part[key], f"{name}_low": low, f"{name}_high": high}
+    return _spread(name, *(None, (None, None)) if part is None else (part[key], part[f"{key}_interval"]))
 
 
-def _spread(name: str, value: float, spread: Sequence[float]) -> Row:
+def _spread(name: str, value: float | None, spread: Sequence[float | None]) -> Row:
     return {name: value, f"{name}_low": spread[0], f"{name}_high": spread[1]}
 
 

@@ -1,4 +1,4 @@
-"""Read a report as its reader does, in a headless Chromium: `python tests/check_report.py REPORT PICTURES`."""
+"""Read a report as its reader does, in Chromium: `python tests/check_report.py REPORT PICTURES`."""
 
 import sys
 from pathlib import Path
@@ -21,11 +21,15 @@ def check_report(report, pictures):
     pictures.mkdir(parents=True, exist_ok=True)
     with Page() as page:
         page.open(report)
-        page.wait("typeof app !== 'undefined' && !!document.querySelector('#rulegraph svg, #rulegraph canvas')")
+        page.wait(
+            "typeof app !== 'undefined' && !!document.querySelector('#rulegraph svg, #rulegraph canvas')"
+        )
         page.picture(pictures / "workflow.png")
         shown = {"description": page.run("document.querySelector('.prose').innerText")}
         _click(page, "Statistics")
-        page.wait("document.querySelectorAll('#runtimes svg, #runtimes canvas, #timeline canvas').length >= 2")
+        page.wait(
+            "document.querySelectorAll('#runtimes svg, #runtimes canvas, #timeline canvas').length >= 2"
+        )
         page.picture(pictures / "statistics.png")
         for category in page.run("Object.keys(categories)"):
             shown[category] = _walk(page, category, pictures)
@@ -47,7 +51,9 @@ def _walk(page, category, pictures):
         label = page.run(f"[...{row}.cells].slice(0, -1).map(cell => cell.innerText).join(' ')")
         name = f"{category} {label}".replace(" ", "_").replace(".", "").replace(":", "")
         if page.run(f"{row}.querySelector('a').hasAttribute('download')"):
-            seen[label] = {"file": page.run(f"decodeURIComponent({row}.querySelector('a').href).slice(0, 80)")}
+            seen[label] = {
+                "file": page.run(f"decodeURIComponent({row}.querySelector('a').href).slice(0, 80)")
+            }
         else:
             page.run(f"{row}.querySelector('a').click()")
             seen[label] = _look(page)
@@ -70,7 +76,10 @@ def _look(page):
     rows = "[...document.querySelectorAll('tbody tr')]"
     n_rows = page.wait(f"{rows}.length", frame)
     page.run("[...document.querySelectorAll('th')].at(-1).click()", frame)
-    return {"rows": n_rows, "sorted": page.run(f"{rows}.map(row => row.cells[row.cells.length - 1].dataset.value)", frame)}
+    return {
+        "rows": n_rows,
+        "sorted": page.run(f"{rows}.map(row => row.cells[row.cells.length - 1].dataset.value)", frame),
+    }
 
 
 def _faults(events):

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 
 # Top to bottom; what each may import from outside. `steps`, `ring`, `layers`, `archives`, `text`, `gguf`,
-# `experiment` and `summary` are rooms of their own, so that an edit of one reruns only what depends on it.
+# `experiment`, `summary` and `tables` are rooms of their own, so that an edit reruns only what depends on it.
 LAYERS = {
     "__init__": set(),
     "config": set(),
@@ -45,6 +45,8 @@ LAYERS = {
     "comparison_summary": {"numpy"},
     "long_stream": {"numpy"},
     "latency_summary": {"numpy", "tabulate"},
+    "tables": set(),
+    "table_files": {"numpy", "pandas"},
     "plotting": {"numpy", "matplotlib"},
     "figures": {"numpy", "matplotlib"},
     "latency_figures": {"numpy", "matplotlib"},

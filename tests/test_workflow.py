@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,9 @@ def planned(place, *args):
     return {rule: int(count) for rule, count in jobs.items() if rule != "all"}
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A copy of the project in which the smoke experiment has run."""
+@cache
+def run_smoke(tmp_path_factory):
+    """Return a copy of the project in which the smoke experiment has run, once for all tests."""
     place = tmp_path_factory.mktemp("project")
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
@@ -73,6 +74,11 @@ def finished(tmp_path_factory):
     done = snakemake(place, "all")
     assert done.returncode == 0, done.stdout + done.stderr
     return place
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return run_smoke(tmp_path_factory)
 
 
 @pytest.fixture
@@ -97,6 +103,9 @@ def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
     for name in sorted(name.removeprefix("plot_") for name in PLOTS):
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        for suffix in ("csv", "tex", "html"):
+            assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 100
     summary = (results / "experiment_summary.md").read_text()
     result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
     assert result["model"] == "tiny untrained Llama"
