@@ -1,7 +1,8 @@
 """Write a table as CSV, as LaTeX for a paper, and as a page that sorts by the column one clicks."""
 
 import html
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
@@ -82,8 +83,8 @@ LATEX = {
 }  # fmt: skip
 
 
-NEEDS = "% needs \\usepackage{booktabs,longtable}\n"
-SMALL = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+NO_WIDER = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}"  # than the page
+GROUPS = ("text", "protocol")  # columns that in LaTeX become headings of the rows below
 
 
 def escape_latex(text: str) -> str:
@@ -92,19 +93,50 @@ def escape_latex(text: str) -> str:
 
 
 def _as_latex(frame: pd.DataFrame, name: str, setting: str) -> str:
-    """Return a float, or a table over several pages where it is long; booktabs and longtable draw it."""
-    shown = as_text(frame)
+    """Return a float, or a table over several pages where it is long; booktabs draws it."""
+    shown = as_text(frame).map(escape_latex)
     caption = escape_latex(f"{TABLES[name].title}. {setting}. Brackets are intervals.")
-    label = f"tab:{name.replace('_', '-')}"
-    shape = "".join("r" if is_numeric_dtype(frame[key]) else "l" for key in _shown(frame))
-    shown = shown.map(escape_latex).rename(columns=escape_latex)
-    long = len(shown) > LONG
-    options = {"longtable": True, "caption": caption, "label": label} if long else {}
-    body = shown.to_latex(index=False, column_format=shape, **options)
-    if long:
-        return f"{NEEDS}{{{SMALL}\n{body}}}\n"
-    head = f"\\begin{{table*}}[htbp]\n\\centering{SMALL}\n\\caption{{{caption}}}\n\\label{{{label}}}\n"
-    return f"{NEEDS}{head}{body}\\end{{table*}}\n"
+    title = f"\\caption{{{caption}}}\\label{{tab:{name.replace('_', '-')}}}"
+    columns = [key for key in _shown(frame) if key not in GROUPS]
+    shape = "".join("r" if is_numeric_dtype(frame[key]) else "l" for key in columns)
+    head = " & ".join(_stack(shown[_heading(key)], side) for key, side in zip(columns, shape, strict=True))
+    head = f"\\toprule\n{head} \\\\\n\\midrule\n"
+    rows = "\n".join(_latex_rows(shown, len(columns)))
+    size = "\\footnotesize" if len(columns) < 9 else "\\scriptsize"
+    if len(shown) > LONG:
+        body = (
+            f"\\begin{{longtable}}{{{shape}}}\n{title} \\\\\n{head}\\endfirsthead\n{head}\\endhead\n"
+            f"\\bottomrule\n\\endfoot\n{rows}\n\\end{{longtable}}\n"
+        )
+        whole = f"{{{size}\\setlength{{\\tabcolsep}}{{3pt}}\n{body}}}\n"
+    else:
+        body = f"\\begin{{tabular}}{{{shape}}}\n{head}{rows}\n\\bottomrule\n\\end{{tabular}}\n"
+        whole = (
+            f"\\begin{{table*}}[htbp]\n\\centering{size}\\setlength{{\\tabcolsep}}{{3pt}}\n{title}\n"
+            f"{NO_WIDER}{{!}}{{%\n{body}}}\n\\end{{table*}}\n"
+        )
+    return f"% needs \\usepackage{{booktabs,graphicx,longtable}}\n{whole}"
+
+
+def _stack(column: pd.Series, side: str) -> str:
+    """Return a column's heading, in lines that are not much longer than its cells."""
+    width = max(9, *column.map(len))
+    lines = textwrap.wrap(str(column.name), width, break_long_words=False)
+    stacked = r" \\ ".join(map(escape_latex, lines))
+    return rf"\shortstack[{side}]{{{stacked}}}"
+
+
+def _latex_rows(shown: pd.DataFrame, n_columns: int) -> Iterator[str]:
+    """Yield the rows, under a line that names their text wherever it changes."""
+    groups = [key for key in GROUPS if key in shown]
+    named = ""
+    for _, row in shown.iterrows():
+        name = ", ".join(row[groups])
+        if name != named:
+            rule = r"\midrule " if named else ""
+            yield rf"{rule}\multicolumn{{{n_columns}}}{{l}}{{\emph{{{name}}}}} \\"
+            named = name
+        yield rf"{' & '.join(row.drop(groups))} \\"
 
 
 def _as_page(frame: pd.DataFrame, name: str, setting: str) -> str:
