@@ -7,10 +7,14 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow smoke bench-decoding publish clean
+.PHONY: all report env test test-latest test-slow test-report smoke bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
+
+# All of it in one file that needs nothing else, to hand in.
+report: all
+	snakemake --report results/report.html --report-stylesheet workflow/report/report.css
 
 env: $(READY)
 
@@ -47,6 +51,11 @@ test-latest: $(LATEST)/.ready
 test-slow: env
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
 	pytest -m slow
+
+# The report of the smoke experiment in a real browser: Chromium, in Debian's package of that name.
+test-report: env
+	@command -v chromium || command -v google-chrome || { echo "Chromium is missing; install it first"; exit 1; }
+	pytest tests/test_report.py
 
 smoke: env
 	rm -rf data/smoke results/smoke

@@ -33,14 +33,14 @@ LOSS_PLOTS = {
 COLLECTS = {
     "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
 }  # fmt: skip
-SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary"}  # of the losses
+SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary", "write_table"}  # of the losses
 SCORED = SHOWN | {"measure_perplexity"}
-TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
+TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency", "write_table"}
 TIMED = TIMED_SHOWN | {"measure_latency", "measure_long_run"}
 COMPARED_PLOTS = {
     "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
 }  # fmt: skip
-COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison"}
+COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison", "write_table"}
 PLOTS = LOSS_PLOTS | COMPARED_PLOTS | {"plot_decoding_latency"}
 COMPARED = COMPARED_SHOWN | {"measure_compression", "measure_decoding"}
 
@@ -132,6 +132,7 @@ def test_second_run_does_nothing(finished):
     [
         ("streamlm/figures.py", "", "SPARE = 1\n", LOSS_PLOTS),
         ("streamlm/plotting.py", "", "SPARE = 1\n", PLOTS),
+        ("streamlm/tables.py", "CHANGE =", "SPARE = 1\nCHANGE =", {"write_table"}),
         ("streamlm/comparison_figures.py", "", "SPARE = 1\n", COMPARED_PLOTS),
         ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
         ("streamlm/press_adapter.py", "FAMILIES =", "SPARE = 1\nFAMILIES =", COMPARED),
@@ -147,7 +148,7 @@ def test_second_run_does_nothing(finished):
             "streamlm/long_stream.py",
             "PART =",
             "SPARE = 1\nPART =",
-            {"collect_long_stream", "plot_long_stream"},
+            {"collect_long_stream", "plot_long_stream", "write_table"},
         ),
         (
             "streamlm/summary.py",
@@ -174,14 +175,14 @@ def test_new_window_size_scores_once_per_text_and_draws(finished, edit):
     edit("configs/smoke.yaml", "window_sizes: [8, 28]", "window_sizes: [8, 16, 28]")
     assert planned(finished) == {
         "measure_perplexity": 2, "collect_ablation_window_size": 1, "plot_ablation_window_size": 1,
-        "write_summary": 1,
+        "write_summary": 1, "write_table": 1,
     }  # fmt: skip
 
 
 def test_new_press_is_measured_once_and_shown(finished, edit):
     edit("configs/smoke.yaml", "[SnapKVPress(window_size=8)]", "[SnapKVPress(window_size=8), KnormPress]")
     assert planned(finished) == {
-        "measure_compression": 1, "collect_comparison": 2, **dict.fromkeys(COMPARED_PLOTS, 1)
+        "measure_compression": 1, "collect_comparison": 2, "write_table": 3, **dict.fromkeys(COMPARED_PLOTS, 1)
     }  # fmt: skip
 
 
