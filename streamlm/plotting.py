@@ -63,6 +63,7 @@ OUR_LOOKS: dict[str, Look] = {  # beside kvpress
 DENSE_LOOK: Look = {"color": INK, "linestyle": (0, (6, 2)), "linewidth": 0.9, "zorder": 0.9}
 LIMIT_LOOK: Look = {"color": RULE, "linestyle": ":", "linewidth": 0.8, "zorder": 0.9}
 BAND_LOOK: Look = {"color": "#ededed", "zorder": 0.5}
+UNSEEN_LOOK: Look = {"color": "#f2f2f2"}
 PEAK_LOOK: Look = {"linestyle": ":", "markerfacecolor": "white"}
 ERROR_LOOK: Look = {"color": "black", "linewidth": 0.8}
 SMALL_LOOK: Look = {"fontsize": SMALL, "va": "top"}

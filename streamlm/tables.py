@@ -63,6 +63,19 @@ def main_comparison_rows(results: Sequence[Record]) -> list[Row]:
     ]
 
 
+# Of attention over a text of T tokens with C entries kept; figure 1 of arXiv:2309.17453.
+ATTENTION_COST = {"dense": "O(T²)", "window": "O(TC)", "recompute": "O(TC²)", "streaming": "O(TC)"}
+
+
+def scheme_rows(results: Sequence[Record]) -> list[Row]:
+    """Return what `scheme_figure.plot_schemes` writes, from `collect_result` records."""
+    costs = {METHOD_NAMES[method]: cost for method, cost in ATTENTION_COST.items()}
+    return [
+        {**names, "attention": costs[names["method"]], **_with_interval("perplexity", part["common"])}
+        for names, part in _each_method(results)
+    ]
+
+
 def results_summary_rows(results: Sequence[Record]) -> list[Row]:
     """Return what `figures.plot_results_summary` writes, from `collect_result` records."""
     return [
@@ -231,6 +244,7 @@ def _metrics(entry: Record | None) -> Row:
 
 
 TABLES = {
+    "schemes": Table("Four schemes: what attention costs and what it gives", scheme_rows),
     "main_comparison": Table("What keeping fewer KV entries costs and saves", main_comparison_rows),
     "results_summary": Table("The main comparison in numbers", results_summary_rows),
     "ablation_window_size": Table("Perplexity against window size", ablation_rows),

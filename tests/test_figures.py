@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import VOCAB, tiny_llama
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import FillBetweenPolyCollection
@@ -18,6 +19,8 @@ from matplotlib.text import Text
 from numpy.testing import assert_allclose
 from PIL import Image
 
+from streamlm.attention import streaming_mask
+from streamlm.config import StreamConfig
 from streamlm.figures import (
     plot_ablation_n_sink,
     plot_ablation_window_size,
@@ -36,9 +39,11 @@ from streamlm.plotting import (
     save_figures,
 )
 from streamlm.records import write_array, write_json
+from streamlm.scheme_figure import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.stats import BootstrapConfig
 from streamlm.summary import RESULT_HEADERS, collect_ablation, collect_result, result_rows
 from streamlm.table_files import write_table
+from streamlm.tables import ATTENTION_COST, scheme_rows
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
@@ -334,6 +339,32 @@ def test_summary_writes_every_cell(results, n_texts):
     rows = result_rows(results[:n_texts])
     names = [result["dataset"] for result in results[:n_texts]]
     assert sorted(written) == sorted([*RESULT_HEADERS, *names, *(cell for row in rows for cell in row[1:])])
+
+
+def test_schemes_show_costs_and_the_records_perplexities(results, tmp_path):
+    figure = plot_schemes(results[:2])
+    assert_printable(figure)
+    assert_uncluttered(figure)
+    for axes, method in zip(figure.axes, METHODS, strict=True):
+        written = " ".join(axes.texts[0].get_text().split())
+        assert f"attention: {ATTENTION_COST[method]}" in written
+        for result in results[:2]:
+            perplexity = result["methods"][method]["common"]["perplexity"]
+            assert f"{result['dataset']}: {perplexity:,.2f}" in written
+    rows = [(row["text"], row["method"], f"{row['perplexity']:.2f}") for row in scheme_rows(results)]
+    assert_written("schemes", results, rows, tmp_path)
+
+
+def test_sketches_are_the_masks_of_the_library():
+    tokens = torch.arange(SKETCH)
+    for method, n_sink, window_size in (
+        ("dense", 0, SKETCH),
+        ("window", 0, N_SINK + WINDOW),
+        ("streaming", N_SINK, WINDOW),
+    ):
+        mask = streaming_mask(tokens, tokens, StreamConfig(n_sink=n_sink, window_size=window_size))
+        assert np.array_equal(sketch_of(method), mask.numpy()), method
+    assert np.array_equal(sketch_of("recompute")[-1], sketch_of("window")[-1])
 
 
 @pytest.fixture(scope="session")

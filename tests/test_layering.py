@@ -51,6 +51,7 @@ LAYERS = {
     "figures": {"numpy", "matplotlib"},
     "latency_figures": {"numpy", "matplotlib"},
     "comparison_figures": {"numpy", "matplotlib"},
+    "scheme_figure": {"numpy", "matplotlib"},
     "cli": {"typer", "numpy", "tabulate"},
 }
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """The results of the smoke experiment, a report among them."""
-    place = run_smoke(tmp_path_factory)
+    place = run_smoke(tmp_path_factory.getbasetemp())
     sheet = ["--report-stylesheet", "workflow/report/report.css"]
     done = snakemake(place, "--report", "results/smoke/report.html", *sheet)
     assert done.returncode == 0, done.stdout + done.stderr

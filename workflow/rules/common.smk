@@ -10,15 +10,16 @@ TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
 # Every figure, in the order in which a report shows them.
 FIGURES = {
-    "main_comparison": "1. Main comparison",
-    "results_summary": "2. Main comparison in numbers",
-    "ablation_window_size": "3. Window size",
-    "ablation_n_sink": "4. Number of sinks",
-    "long_stream": "5. Long stream",
-    "decoding_latency": "6. Cost of a decoded token",
-    "implementation_comparison": "7. Beside kvpress: decoding",
-    "press_sweep": "8. Beside kvpress: budgets",
-    "comparison_metrics_table": "9. Beside kvpress in numbers",
+    "schemes": "01. Four schemes",
+    "main_comparison": "02. Main comparison",
+    "results_summary": "03. Main comparison in numbers",
+    "ablation_window_size": "04. Window size",
+    "ablation_n_sink": "05. Number of sinks",
+    "long_stream": "06. Long stream",
+    "decoding_latency": "07. Cost of a decoded token",
+    "implementation_comparison": "08. Beside kvpress: decoding",
+    "press_sweep": "09. Beside kvpress: budgets",
+    "comparison_metrics_table": "10. Beside kvpress in numbers",
 }
 
 

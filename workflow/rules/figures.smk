@@ -1,6 +1,27 @@
 # Records in, pictures out.
 
 
+rule plot_schemes:
+    input:
+        expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
+    output:
+        report(
+            f"{RESULTS}/figures/schemes.png",
+            caption="../report/schemes.rst",
+            category="Figures",
+            labels={"figure": FIGURES["schemes"]},
+        ),
+        f"{RESULTS}/figures/schemes.pdf",
+    log:
+        f"{RESULTS}/logs/plot_schemes.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("scripts/plot_schemes.py"),
+    script:
+        "../scripts/plot_schemes.py"
+
+
 rule plot_main_comparison:
     input:
         expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
