@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from streamlm.plotting import (
     BAND_LOOK,
@@ -33,6 +33,7 @@ from streamlm.plotting import (
     draw_table,
     error_arms,
     finish,
+    label_limit,
     use_log_scale,
 )
 from streamlm.records import Record
@@ -216,8 +217,11 @@ def plot_long_stream(streams: Sequence[Record]) -> Figure:
             if row is not stream["rows"][-1]:
                 difference.plot(x, row["part_difference_nats"], **look)
             memory.plot(x, [held / 2**20 for held in row["kv_bytes"]], **look)
-        for axes in column:
-            _mark_trained_length(axes, stream)
+        trained = stream["trained_length"]
+        if trained is not None:
+            for axes in column:
+                axes.axvline(trained, **LIMIT_LOOK)
+            label_limit(memory, trained, f"trained to {trained:,}")
         _scale_perplexity(perplexity)
         use_log_scale(memory)
         perplexity.set(title=textwrap.fill(stream["dataset"], 40), ylabel="perplexity so far")
@@ -227,26 +231,19 @@ def plot_long_stream(streams: Sequence[Record]) -> Figure:
         memory.set(ylabel="keys and values, MiB", title="Memory")
         for axes in column:
             axes.set(xlabel="tokens seen", xlim=(0, None))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.xaxis.set(major_locator=MaxNLocator(4), major_formatter=StrMethodFormatter("{x:,.0f}"))
     handles = [Line2D([], [], **look, label=label) for label, look in looks.items()]
     counts = [stream["tokens"]["count"] for stream in streams]
-    trained = streams[0]["trained_length"]
-    end = "" if trained is None else f"dotted: {trained:,} positions, to which the model was trained; "
     dense = streams[0]["rows"][0]["tokens_seen"][-1]
     notes = [
         describe_setting(streams[0]),
         f"{' / '.join(f'{n:,}' for n in dict.fromkeys(counts))} tokens of each text, dense and window only "
-        f"to {dense:,}; {end}{streams[0]['protocol']}",
+        f"to {dense:,}; {streams[0]['protocol']}",
         f"shaded: {100 * streams[0]['confidence']:g} % interval of {reference}, within this text; "
         "differences are paired, so that it does not count for them",
     ]
     finish(figure, "Perplexity along a stream far past the trained length", handles, notes)
     return figure
-
-
-def _mark_trained_length(axes: Axes, stream: Record) -> None:
-    if stream["trained_length"] is not None:
-        axes.axvline(stream["trained_length"], **LIMIT_LOOK)
 
 
 def _look_rows(rows: Sequence[Record]) -> dict[str, Look]:

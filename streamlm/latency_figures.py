@@ -17,6 +17,7 @@ from streamlm.plotting import (
     NUMBER_LOOK,
     PAGE,
     PEAK_LOOK,
+    SMALL,
     SMALL_LOOK,
     STYLE,
     error_arms,
@@ -136,6 +137,6 @@ def _plot_long_run(axes: Axes, record: Record) -> None:
         xlabel="tokens seen",
         ylabel="ms per token",
     )
-    axes.legend(loc="lower left", ncols=2)
+    axes.legend(loc="lower left", ncols=2, fontsize=SMALL, columnspacing=1)
     told = f"ratio: {trend['slope']:+.1f} [{trend['low']:+.1f}, {trend['high']:+.1f}] % per 1,000 tokens"
     axes.text(0.02, 0.97, told, transform=axes.transAxes, **SMALL_LOOK)

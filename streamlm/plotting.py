@@ -136,6 +136,16 @@ def label_line(axes: Axes, height: float, text: str) -> None:
     )  # fmt: skip
 
 
+def label_limit(axes: Axes, place: float, text: str) -> None:
+    """Write what an upright line is, at half its height, on the side where there is more room."""
+    low, high = axes.get_xlim()
+    left = place > (low + high) / 2
+    axes.annotate(
+        text, (place, 0.5), (-3 if left else 3, 0), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right" if left else "left", va="center", fontsize=SMALL,
+    )  # fmt: skip
+
+
 def finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequence[str]) -> None:
     """Put a title and one legend above the panels, and notes below them."""
     width, height = figure.get_size_inches()
@@ -161,7 +171,8 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     for columns in range(len(labels), 1, -1):
         longest = [max(map(len, column)) for column in np.array_split(labels, columns)]
         if sum(0.57 + 0.06 * length for length in longest) <= width:
-            return columns
+            n_rows = -(-len(labels) // columns)
+            return -(-len(labels) // n_rows)  # as even as so many rows allow
     return 1
 
 

@@ -45,8 +45,8 @@ def plot_schemes(results: Sequence[Record]) -> Figure:
         for result in results:
             common = result["methods"][method]["common"]
             value = "n/a" if common is None else f"{common['perplexity']:,.2f}"
-            lines += textwrap.wrap(f"{result['dataset']}: {value}", 31)
-        axes.text(0, -0.05, "\n".join(lines), transform=axes.transAxes, **SMALL_LOOK)
+            lines += textwrap.wrap(f"{result['dataset']}: {value}", 33)
+        axes.text(0, -0.04, "\n".join(lines), transform=axes.transAxes, **SMALL_LOOK)
         axes.set_title(METHOD_NAMES[method], loc="left")
     aside = (
         f"sketched: {N_SINK} sinks, a window of {WINDOW}, {SKETCH} tokens, re-encoding for the last of them"
