@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from streamlm.plotting import METHOD_LOOKS, PAGE, SMALL_LOOK, STYLE, UNSEEN_LOOK, describe, finish
 from streamlm.records import Record
-from streamlm.summary import METHOD_NAMES, check_comparable
-from streamlm.tables import ATTENTION_COST
+from streamlm.summary import ATTENTION_COSTS, METHOD_NAMES, check_comparable
 
 SKETCH = 14  # tokens
 N_SINK, WINDOW = 2, 5  # as drawn
@@ -41,7 +40,7 @@ def plot_schemes(results: Sequence[Record]) -> Figure:
     for axes, method in zip(figure.subplots(1, len(methods), squeeze=False).flat, methods, strict=True):
         _draw_sketch(axes, method)
         kept = _kept(results[0]["methods"][method], method)
-        lines = [f"attention: {ATTENTION_COST[method]}", kept, "perplexity:"]
+        lines = [f"attention: {ATTENTION_COSTS[method]}", kept, "perplexity:"]
         for result in results:
             common = result["methods"][method]["common"]
             value = "n/a" if common is None else f"{common['perplexity']:,.2f}"

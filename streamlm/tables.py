@@ -12,7 +12,7 @@ from streamlm.comparison_summary import entry_at, method_name
 from streamlm.latency_summary import check_timings, latency_ratio, streaming_of
 from streamlm.presses import OURS
 from streamlm.records import Record
-from streamlm.summary import METHOD_NAMES, check_comparable
+from streamlm.summary import ATTENTION_COSTS, METHOD_NAMES, check_comparable
 
 Row = dict[str, Any]
 CHANGE = "ppl_increase_percent"
@@ -63,13 +63,9 @@ def main_comparison_rows(results: Sequence[Record]) -> list[Row]:
     ]
 
 
-# Of attention over a text of T tokens with C entries kept; figure 1 of arXiv:2309.17453.
-ATTENTION_COST = {"dense": "O(T²)", "window": "O(TC)", "recompute": "O(TC²)", "streaming": "O(TC)"}
-
-
 def scheme_rows(results: Sequence[Record]) -> list[Row]:
     """Return what `scheme_figure.plot_schemes` writes, from `collect_result` records."""
-    costs = {METHOD_NAMES[method]: cost for method, cost in ATTENTION_COST.items()}
+    costs = {METHOD_NAMES[method]: cost for method, cost in ATTENTION_COSTS.items()}
     return [
         {**names, "attention": costs[names["method"]], **_with_interval("perplexity", part["common"])}
         for names, part in _each_method(results)

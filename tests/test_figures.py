@@ -41,9 +41,9 @@ from streamlm.plotting import (
 from streamlm.records import write_array, write_json
 from streamlm.scheme_figure import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import RESULT_HEADERS, collect_ablation, collect_result, result_rows
+from streamlm.summary import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows
 from streamlm.table_files import write_table
-from streamlm.tables import ATTENTION_COST, scheme_rows
+from streamlm.tables import scheme_rows
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
@@ -347,7 +347,7 @@ def test_schemes_show_costs_and_the_records_perplexities(results, tmp_path):
     assert_uncluttered(figure)
     for axes, method in zip(figure.axes, METHODS, strict=True):
         written = " ".join(axes.texts[0].get_text().split())
-        assert f"attention: {ATTENTION_COST[method]}" in written
+        assert f"attention: {ATTENTION_COSTS[method]}" in written
         for result in results[:2]:
             perplexity = result["methods"][method]["common"]["perplexity"]
             assert f"{result['dataset']}: {perplexity:,.2f}" in written
