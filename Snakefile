@@ -6,9 +6,17 @@ sys.path.insert(0, workflow.basedir)
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.getenv("PYTHONPATH")])))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from streamlm import experiment
+from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.faults import check_syntax
 from streamlm.provenance import code_fingerprint
+
+try:
+    check_syntax("config.yaml")
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 
 
 configfile: "config.yaml"
@@ -18,9 +26,11 @@ report: "workflow/report/workflow.rst"
 
 
 try:
-    experiment.check_config(config)
+    check_config(config, files=workflow.configfiles)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+for line in warn_beyond_training(config):
+    logger.warning(line)
 
 
 include: "workflow/rules/common.smk"

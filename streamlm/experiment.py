@@ -1,135 +1,13 @@
-"""An experiment as its config describes it: the check of the config, and the runs that it asks for."""
+"""An experiment as its config describes it: the runs that it asks for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
 from streamlm.config import method_geometry
-from streamlm.presses import check_budgets, compared_methods
+from streamlm.presses import compared_methods
 
 Config = Mapping[str, Any]
-SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
-
-
-# JSON takes 4.0 for an integer; in a label or a size it is not.
-Validator: Any = jsonschema.validators.extend(
-    jsonschema.Draft202012Validator,
-    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    ),
-)
-
-
-def check_config(config: Config) -> None:
-    """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy."""
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    errors = Validator(schema).iter_errors(config)
-    faults = [line for error in errors for line in _fault(error)]
-    faults = sorted(set(faults)) or list(_contradictions(config))
-    if faults:
-        raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in faults))
-
-
-def _fault(error: jsonschema.ValidationError) -> Iterator[str]:
-    key = ".".join(map(str, error.absolute_path)) or "config"
-    value: Any = error.instance
-    rule: Any = error.validator_value
-    match error.validator:
-        case "additionalProperties":
-            schema: Any = error.schema
-            known = sorted(schema["properties"])
-            for name in sorted(set(value) - set(known), key=str):
-                yield f"{key}: unknown key {name!r}; known are {', '.join(known)}"
-        case "required":
-            yield f"{key}: {error.message.replace(' is a required property', ' is missing; add it')}"
-        case "type":
-            numeric = "integer" in rule or "number" in rule
-            hint = "; write digits without quotes (YAML reads 1e3 as text)" if numeric else ""
-            yield f"{key}: {value!r} must be of type {rule}{hint}"
-        case "enum":
-            yield f"{key}: {value!r} is not known; use one of {', '.join(map(str, rule))}"
-        case "minimum":
-            yield f"{key}: {value!r} is too small; use {rule} or more"
-        case _:
-            yield f"{key}: {error.message}"
-
-
-def _contradictions(config: Config) -> Iterator[str]:
-    """Yield what no schema can say: names that lead nowhere, sizes that contradict each other."""
-    experiment = config["experiment"]
-    for kind, names in (("models", [experiment["model"]]), ("corpora", experiment["corpora"])):
-        for name in names:
-            if name not in config[kind]:
-                known = ", ".join(config[kind])
-                yield f"experiment: {name!r} is not under {kind}; use one of {known}, or add it there"
-    for kind in ("models", "corpora"):
-        for name, entry in config[kind].items():
-            path = entry["source"].get("path")
-            used = name == experiment["model"] or name in experiment["corpora"]
-            if used and path is not None and not Path(path).exists():
-                yield f"{kind}.{name}.source.path: there is no {path}; correct it or make it"
-    titles = [config["corpora"][name]["title"] for name in experiment["corpora"] if name in config["corpora"]]
-    for title in sorted({title for title in titles if titles.count(title) > 1}):
-        yield f"corpora: two are titled {title!r}; give each text a name of its own"
-    for name, corpus in config["corpora"].items():
-        if "format" not in corpus["source"]:
-            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
-    sinks = experiment["sink_ablation"]
-    for capacity in sinks["capacities"]:
-        if capacity <= max(sinks["n_sinks"]):
-            yield (
-                f"experiment.sink_ablation: capacity {capacity} leaves no window beside "
-                f"{max(sinks['n_sinks'])} sinks; raise it or lower n_sinks"
-            )
-    main = (experiment["n_sink"], experiment["window_size"])
-    largest = {
-        "experiment": max(map(sum, [main, *window_ablation(config), *sink_ablation(config)])),
-        "long_stream": max(config["long_stream"]["capacities"]),
-    }
-    for section, key in (
-        ("experiment", "max_eval_tokens"),
-        ("long_stream", "max_eval_tokens"),
-        ("long_stream", "baseline_tokens"),
-    ):
-        n_tokens, capacity = config[section][key], largest[section]
-        if capacity >= n_tokens - 1:
-            yield (
-                f"{section}.{key}: {n_tokens} tokens never fill the largest cache, {capacity}; raise it or "
-                "take smaller windows"
-            )
-    long, latency = config["long_stream"], config["decoding_latency"]
-    for section, n_sink, capacity in (
-        ("long_stream", long["n_sink"], min(long["capacities"])),
-        ("decoding_latency", max(latency["n_sinks"]), min(latency["capacities"])),
-        ("decoding_latency.long_run", latency["n_sinks"][0], latency["long_run"]["capacity"]),
-    ):
-        if capacity <= n_sink:
-            yield (
-                f"{section}: capacity {capacity} leaves no window beside {n_sink} sinks; raise it or take "
-                "fewer sinks"
-            )
-    yield from _comparison_contradictions(config["comparison"])
-
-
-def _comparison_contradictions(comparison: Config) -> Iterator[str]:
-    try:
-        compared_methods(comparison["n_sink"], comparison["presses"])
-    except ValueError as error:
-        yield f"comparison.presses: {error}"
-    if comparison["capacity"] not in comparison["budgets"]:
-        yield f"comparison.capacity: {comparison['capacity']} must be one of the budgets; add it there"
-    try:
-        check_budgets(comparison["budgets"], comparison["n_sink"], comparison["context_tokens"])
-    except ValueError as error:
-        yield f"comparison.budgets: {error}"
-    if comparison["capacity"] == comparison["n_sink"] + 1:
-        yield (
-            f"comparison.capacity: {comparison['capacity']} leaves no window beside {comparison['n_sink']} "
-            "sinks and the token that is decoded; raise it"
-        )
 
 
 def window_ablation(config: Config) -> list[tuple[int, int]]:

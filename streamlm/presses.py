@@ -64,7 +64,7 @@ def parse_press(text: str) -> Press:
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError):  # the latter for a null byte
         node = ast.Constant(None)
     return _press(node, text)
 
@@ -91,8 +91,10 @@ def _press(node: ast.expr, text: str) -> Press:
         raise ValueError(f"{name} cannot wrap {inner.name}; give it a press that scores tokens itself")
     try:
         arguments = {key: ast.literal_eval(value) for key, value in given.items()}
-    except ValueError:
-        raise ValueError(f"the arguments in {text!r} must be plain numbers or True and False") from None
+    except (ValueError, TypeError):
+        arguments = {text: None}
+    if not all(isinstance(value, int | float) and value >= 0 for value in arguments.values()):
+        raise ValueError(f"the arguments in {text!r} must be plain numbers, 0 or more, or True and False")
     return Press(name, arguments, inner)
 
 

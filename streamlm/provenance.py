@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -26,23 +27,26 @@ def code_fingerprint(script: Path | str) -> list[str]:
     while pending:
         file = pending.pop()
         if file not in found:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            pending.extend(_imported_files(tree))
-            found[file] = hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()[:16]
+            found[file], modules = _read_code(file.read_text(encoding="utf-8"))
+            files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in modules)
+            pending.extend(file for file in files if file.is_file())
     return sorted(f"{os.path.relpath(file, ROOT)} {digest}" for file, digest in found.items())
 
 
-def _imported_files(tree: ast.AST) -> Iterator[Path]:
+@cache  # most scripts import the same modules
+def _read_code(text: str) -> tuple[str, list[str]]:
+    """Return the hash of a source, and what it may import of ours."""
+    tree = ast.parse(text)
+    names = [name for name in _imported_names(tree) if name.startswith("streamlm.")]
+    return hashlib.sha256(_without_docstrings(tree).encode()).hexdigest()[:16], names
+
+
+def _imported_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-            if name.startswith("streamlm.") and file.is_file():
-                yield file
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 def _without_docstrings(tree: ast.AST) -> str:

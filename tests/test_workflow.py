@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from streamlm import provenance
 from streamlm.provenance import code_fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -33,29 +34,71 @@ LOSS_PLOTS = {
 COLLECTS = {
     "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
 }  # fmt: skip
-SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary", "write_table"}  # of the losses
+SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary"}  # of the losses
 SCORED = SHOWN | {"measure_perplexity"}
-TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency", "write_table"}
-TIMED = TIMED_SHOWN | {"measure_latency", "measure_long_run"}
+TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
+TIMING = {"measure_latency", "measure_long_run"}
+TIMED = TIMED_SHOWN | TIMING
 COMPARED_PLOTS = {
     "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
 }  # fmt: skip
-COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison", "write_table"}
+COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison"}
 PLOTS = LOSS_PLOTS | COMPARED_PLOTS | {"plot_decoding_latency"}
-COMPARED = COMPARED_SHOWN | {"measure_compression", "measure_decoding"}
+COMPARING = {"measure_compression", "measure_decoding"}
+COMPARED = COMPARED_SHOWN | COMPARING
+MEASURING = {"measure_perplexity"} | TIMING | COMPARING
+SHOWING = SHOWN | TIMED_SHOWN | COMPARED_SHOWN
+READING = {"extract_sample", "tokenise_corpus"}
+FETCHING = {"fetch_archive", "convert_model"}
+MAIN = {
+    "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary"
+}  # fmt: skip
+WINDOWS = {"collect_ablation_window_size", "plot_ablation_window_size", "write_summary"}
+SINKS = {"collect_ablation_n_sink", "plot_ablation_n_sink", "write_summary"}
+SHORT = MAIN | WINDOWS | SINKS
+LONG = {"collect_long_stream", "plot_long_stream"}
+TABLE = {"write_table"}  # one for each figure
+ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream": 1}
+# The rules whose script imports a module, directly or not: what an edit of it reruns, and all that follows.
+IMPORTING = {
+    "__init__ cli capture experiment faults config_check": set(),
+    "archives": FETCHING | READING,
+    "text data": READING,
+    "gguf": {"convert_model"},
+    "config provenance rope attention steps ring layers cache models": MEASURING,
+    "checkpoint scoring perplexity": MEASURING,
+    "memory latency": TIMING,
+    "agreement press_adapter press_setting": COMPARING,
+    "compression": {"measure_compression"},
+    "decode_comparison": {"measure_decoding"},
+    "presses": COMPARED | TABLE,
+    "comparison_summary": COMPARED_SHOWN | TABLE,
+    "comparison_figures": COMPARED_PLOTS,
+    "stats": MEASURING | SHOWING | TABLE,
+    "summary": SHOWING | TABLE,
+    "long_stream": {"collect_long_stream"},
+    "latency_summary": TIMED_SHOWN | TABLE,
+    "latency_figures": {"plot_decoding_latency"},
+    "figures": LOSS_PLOTS - {"plot_schemes"},
+    "scheme_figure": {"plot_schemes"},
+    "tables table_files": TABLE,
+    "plotting": PLOTS,
+    "records": FETCHING | READING | MEASURING | SHOWING | TABLE,
+}
 
 
-def snakemake(place, *args):
+def snakemake(place, *args, overlay=None):
+    overlays = [] if overlay is None else [str(overlay)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *args, "--configfile", "configs/smoke.yaml"],
+        [sys.executable, "-m", "snakemake", *args, "--configfile", "configs/smoke.yaml", *overlays],
         cwd=place, env=environment, capture_output=True, text=True,
     )  # fmt: skip
 
 
-def planned(place, *args):
+def planned(place, overlay=None):
     """Return how many jobs of each rule a dry run lists."""
-    done = snakemake(place, "-n", *args)
+    done = snakemake(place, "-n", overlay=overlay)
     assert done.returncode == 0, done.stdout + done.stderr
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout, re.MULTILINE | re.DOTALL)
     jobs = dict(line.split() for line in table[1].splitlines()) if table else {}
@@ -131,40 +174,28 @@ def test_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("streamlm/figures.py", "", "SPARE = 1\n", LOSS_PLOTS - {"plot_schemes"}),
         ("streamlm/plotting.py", "", "SPARE = 1\n", PLOTS),
-        ("streamlm/tables.py", "CHANGE =", "SPARE = 1\nCHANGE =", {"write_table"}),
-        ("streamlm/comparison_figures.py", "", "SPARE = 1\n", COMPARED_PLOTS),
-        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
-        ("streamlm/press_adapter.py", "FAMILIES =", "SPARE = 1\nFAMILIES =", COMPARED),
-        (
-            "streamlm/decode_comparison.py",
-            "TURN =",
-            "SPARE = 1\nTURN =",
-            COMPARED_SHOWN | {"measure_decoding"},
-        ),
-        ("streamlm/latency_figures.py", "", "SPARE = 1\n", {"plot_decoding_latency"}),
-        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED),
+        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN | TABLE),
+        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED | TABLE),
         (
             "streamlm/long_stream.py",
             "PART =",
             "SPARE = 1\nPART =",
-            {"collect_long_stream", "plot_long_stream", "write_table"},
+            LONG | TABLE,
         ),
         (
-            "streamlm/summary.py",
-            "METHOD_NAMES =",
-            "SPARE = 1\nMETHOD_NAMES =",
-            SHOWN | TIMED_SHOWN | COMPARED_SHOWN,
+            "streamlm/rope.py",
+            "import torch\n",
+            "import torch\nSPARE = 1\n",
+            SCORED | TIMED | COMPARED | TABLE,
         ),
-        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", SCORED | TIMED | COMPARED),
-        ("streamlm/experiment.py", "SCHEMA =", "SPARE = 1\nSCHEMA =", set()),
-        ("streamlm/cli.py", "app =", "SPARE = 1\napp =", set()),
-        ("streamlm/rope.py", "import torch\n", "import torch  # a comment\n", set()),
-        ("streamlm/rope.py", '"""', '"""Another docstring. ', set()),
-        ("workflow/scripts/measure_perplexity.py", "import sys", "import sys", set()),  # a touch
+        (
+            "streamlm/text.py",
+            "import re\n",
+            "import re\nSPARE = 1\n",
+            READING | SCORED | TIMED | COMPARED | TABLE,
+        ),
         ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
-        ("config.yaml", "resamples: 2000", "resamples: 2001", SCORED | COMPARED),
     ],
 )
 def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):
@@ -172,20 +203,131 @@ def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):
     assert set(planned(finished)) == rules
 
 
-def test_new_window_size_scores_once_per_text_and_draws(finished, edit):
-    edit("configs/smoke.yaml", "window_sizes: [8, 28]", "window_sizes: [8, 16, 28]")
-    assert planned(finished) == {
-        "measure_perplexity": 2, "collect_ablation_window_size": 1, "plot_ablation_window_size": 1,
-        "write_summary": 1, "write_table": 1,
-    }  # fmt: skip
+def test_edit_of_what_no_result_depends_on_reruns_nothing(finished, edit):
+    edit("streamlm/cli.py", "app =", "SPARE = 1\napp =")
+    edit("streamlm/experiment.py", "Config =", "SPARE = 1\nConfig =")
+    edit("streamlm/rope.py", "import torch\n", "import torch  # a comment\n")
+    edit("streamlm/perplexity.py", '"""', '"""Another docstring. ')
+    edit("workflow/scripts/measure_perplexity.py", "import sys", "import sys")  # a touch
+    edit("README.md", "#", "#")  # an input's
+    edit("config.yaml", "results_dir: results", "results_dir: results  # a comment")
+    assert planned(finished) == {}
 
 
-def test_new_press_is_measured_once_and_shown(finished, edit):
-    edit("configs/smoke.yaml", "[SnapKVPress(window_size=8)]", "[SnapKVPress(window_size=8), KnormPress]")
-    assert planned(finished) == {
-        "measure_compression": 1, "collect_comparison": 2, "write_table": 3,
-        **dict.fromkeys(COMPARED_PLOTS, 1),
-    }  # fmt: skip
+def rules_of_scripts():
+    """Return the rules that run each script, by its name."""
+    rules = {}
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for text in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            (script,) = re.findall(r'script:\s+"\.\./scripts/(\w+)\.py"', text)
+            rules.setdefault(script, set()).add(re.match(r"\w+", text)[0])
+    return rules
+
+
+def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
+    found = {file.stem: set() for file in (ROOT / "streamlm").glob("*.py")}
+    for script, rules in rules_of_scripts().items():
+        for part in code_fingerprint(ROOT / "workflow" / "scripts" / f"{script}.py"):
+            file = Path(part.split()[0])
+            if file.parent.name == "streamlm":
+                found[file.stem] |= rules
+            else:
+                assert file.stem == script  # a script depends on no other
+    assert found == {name: rules for names, rules in IMPORTING.items() for name in names.split()}
+
+
+def test_every_script_is_run_by_a_rule():
+    assert {file.stem for file in (ROOT / "workflow" / "scripts").glob("*.py")} == rules_of_scripts().keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "changes"),
+    [("# a comment\n", False), ('"""A docstring."""\n', False), ("\n\n\n", False), ("SPARE = 1\n", True)],
+)
+def test_fingerprints_change_with_the_meaning_of_any_file_alone(tmp_path, monkeypatch, more, changes):
+    before = fingerprints(ROOT)
+    for part in ("streamlm", "workflow/scripts"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in [*tmp_path.rglob("*.py")]:
+        file.write_text(file.read_text() + more)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    after = fingerprints(tmp_path)
+    assert after.keys() == before.keys()
+    assert {file for file in after if after[file] != before[file]} == (set(after) if changes else set())
+
+
+def fingerprints(root):
+    """Return the hash of every file that a rule depends on."""
+    scripts = (root / "workflow" / "scripts").glob("*.py")
+    return dict(part.split() for script in scripts for part in code_fingerprint(script))
+
+
+# How many jobs each part of the small experiment has; its 2 texts have 5 short and 4 long runs each.
+EVERYTHING = {
+    "measure_perplexity": 18, "measure_latency": 2, "measure_long_run": 1, "measure_compression": 5,
+    "measure_decoding": 1, "collect_result": 2, "collect_long_stream": 2, "collect_comparison": 2,
+    **dict.fromkeys({"collect_ablation_window_size", "collect_ablation_n_sink"}, 1),
+    **dict.fromkeys(PLOTS | {"write_summary", "write_latency_summary"}, 1),
+}  # fmt: skip
+
+
+def with_tables(jobs):
+    """The jobs, and that each figure drawn anew has its table written anew."""
+    figures = sum(rule.startswith("plot_") for rule in jobs)
+    return jobs | ({"write_table": figures} if figures else {})
+
+
+@pytest.mark.parametrize(
+    ("change", "rules", "counts"),
+    [
+        ("results_dir: results/other", EVERYTHING, {}),
+        ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
+         {"tokenise_corpus"} | EVERYTHING.keys(), {"tokenise_corpus": 2}),
+        ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED, {}),
+        ("experiment: {max_eval_tokens: 401}", SHORT, {"measure_perplexity": 10}),
+        ("experiment: {n_sink: 5}", MAIN, {"measure_perplexity": 6}),
+        ("experiment: {window_size: 29}", MAIN, {"measure_perplexity": 6}),
+        ("experiment: {recompute_positions: 9}", MAIN, {"measure_perplexity": 2}),
+        ("experiment: {window_ablation: {n_sink: 3}}", WINDOWS, {"measure_perplexity": 4}),
+        ("experiment: {window_ablation: {window_sizes: [8, 16, 28]}}", WINDOWS, {"measure_perplexity": 2}),
+        ("experiment: {sink_ablation: {capacities: [32, 33]}}", SINKS, {"measure_perplexity": 4}),
+        ("experiment: {sink_ablation: {n_sinks: [0, 2, 4]}}", SINKS, {"measure_perplexity": 2}),
+        ("long_stream: {max_eval_tokens: 3001}", LONG, {"measure_perplexity": 4}),
+        ("long_stream: {baseline_tokens: 1501}", LONG, {"measure_perplexity": 4}),
+        ("long_stream: {n_sink: 5}", LONG, {"measure_perplexity": 4}),
+        ("long_stream: {capacities: [16, 32, 64]}", LONG, {"measure_perplexity": 4}),
+        ("long_stream: {dtype: bfloat16}", LONG, {"measure_perplexity": 8}),
+        ("decoding_latency: {capacities: [32, 64, 96]}", TIMED_SHOWN, {"measure_latency": 1}),
+        ("decoding_latency: {n_sinks: [4, 5]}", TIMED_SHOWN, {"measure_latency": 2}),
+        ("decoding_latency: {warmup_tokens: 2}", TIMED_SHOWN, {"measure_latency": 2}),
+        ("decoding_latency: {long_run: {tokens: 101}}", TIMED_SHOWN, {"measure_long_run": 1}),
+        ("comparison: {n_sink: 5}", COMPARED, {}),
+        ("comparison: {capacity: 16}", COMPARED - {"measure_compression"}, {}),
+        ("comparison: {budgets: [16, 24, 32]}", COMPARED - {"measure_decoding"}, {}),
+        ("comparison: {scored_tokens: 25}", COMPARED - {"measure_decoding"}, {}),
+        ("comparison: {decode: {tokens: 41}}", COMPARED - {"measure_compression"}, {}),
+        ("comparison: {presses: [SnapKVPress(window_size=8), KnormPress]}", COMPARED_SHOWN,
+         {"measure_compression": 1}),
+        ("compute: {dtype: bfloat16}", SHORT | TIMED | COMPARED, {"measure_perplexity": 10}),
+        ("compute: {torch_threads: 1}", EVERYTHING, {}),
+        ("bootstrap: {seed: 1}", SCORED | COMPARED, {}),
+        ("models: {tiny: {title: other}}", EVERYTHING, {}),
+        ("models: {spare: {title: unused, source: {kind: path, path: data/smoke/model}}}", {}, {}),
+        ("corpora: {readme: {title: other}}", READING | EVERYTHING.keys(), ONE_TEXT),
+        ("corpora: {makefile: {title: other}}", READING | SCORED | COMPARED, ONE_TEXT),
+        ("corpora: {makefile: {add_bos: true}}", {"tokenise_corpus"} | SCORED | COMPARED,
+         ONE_TEXT),
+        ("corpora: {makefile: {max_samples: 1}}", {"tokenise_corpus"} | SCORED | COMPARED,
+         ONE_TEXT),
+        ("corpora: {makefile: {source: {path: config.yaml}}}", READING | SCORED | COMPARED,
+         ONE_TEXT),
+    ],
+)  # fmt: skip
+def test_change_of_the_config_reruns_what_depends_on_it(finished, tmp_path, change, rules, counts):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(change)
+    usual = {**EVERYTHING, **dict.fromkeys(READING, 1)}
+    assert planned(finished, overlay) == with_tables({rule: usual[rule] for rule in rules} | counts)
 
 
 def test_kvpress_is_imported_in_its_own_two_stages_alone():
@@ -201,17 +343,15 @@ def test_kvpress_is_imported_in_its_own_two_stages_alone():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_bytes_of_an_input_rerun_what_is_made_of_them(finished, edit):
+    edit("Makefile", "#", "# Another word:")
+    usual = {rule: EVERYTHING[rule] for rule in SCORED | COMPARED}
+    assert planned(finished) == with_tables(usual | ONE_TEXT | dict.fromkeys(READING, 1))
+
+
 def test_overwritten_weights_are_scored_again(finished, edit):
     edit("data/smoke/model/config.json", "{", "{ ")
-    assert {"tokenise_corpus", "measure_perplexity"} <= set(planned(finished))
-
-
-def test_bad_config_is_reported_before_any_job(finished, edit):
-    edit("configs/smoke.yaml", "n_sink: 4", "n_sinks: 4")
-    done = snakemake(finished, "all")
-    assert done.returncode != 0
-    assert "experiment: unknown key 'n_sinks'" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr + done.stdout
+    assert planned(finished) == with_tables(EVERYTHING | {"tokenise_corpus": 2})
 
 
 def test_failing_job_shows_its_reason_and_leaves_no_record(finished, edit):

@@ -1,0 +1,588 @@
+"""Wrong configs: every fault of each stands in one report, a line each with key, value, rule and remedy."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from datetime import date
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlm import experiment
+from streamlm.compression import ContextConfig
+from streamlm.config import method_geometry
+from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.decode_comparison import DecodeConfig
+from streamlm.faults import check_syntax
+from streamlm.latency import LatencyConfig
+from streamlm.stats import BootstrapConfig
+
+ROOT = Path(__file__).parent.parent
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+ABSENT = object()
+LINE = re.compile(r"  .+: .+; .+")  # key: value and rule; remedy
+PACKAGE = CONFIG["corpora"]["pg19"]["source"]
+
+
+def changed(config, edits):
+    """Return a copy of a config with other values at some places, each a/b/c, or without them."""
+    config = deepcopy(config)
+    for place, value in edits.items():
+        *parents, last = place.split("/")
+        section = config
+        for key in parents:
+            section = section[key]
+        section[last] = value
+        if value is ABSENT:
+            del section[last]
+    return config
+
+
+def report(config, files=()):
+    """Return the lines of the report on a wrong config."""
+    with pytest.raises(ValueError) as caught:
+        check_config(config, files)
+    head, *lines = str(caught.value).split("\n")
+    assert head == "the config has faults:"
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    return [line.strip() for line in lines]
+
+
+def assert_reported(config, expected):
+    """Assert that a report has the expected lines and no others."""
+    lines = report(config)
+    for words in expected:
+        pattern = ".*".join(map(re.escape, words.split(" ... ")))
+        assert any(re.match(pattern, line) for line in lines), (words, lines)
+    assert len(lines) == len(expected), lines
+
+
+def path_source(path, **more):
+    return {"kind": "path", "format": "text", "path": path, **more}
+
+
+# What is changed, and what the lines of the report are: " ... " stands for anything, and is at every end.
+ALONE = [
+    # keys that do not exist
+    ({"experimnt": {}}, "experimnt: {} is under an unknown key ... did you mean experiment? ... bootstrap"),
+    ({"typo": 1}, "typo: 1 is under an unknown key; known are bootstrap, "),
+    ({"experiment/n_sinks": 4}, "experiment.n_sinks: 4 is ... did you mean n_sink? ... window_size"),
+    ({"experiment/sink_ablation/n_sink": 1}, "experiment.sink_ablation.n_sink: 1 ... mean n_sinks?"),
+    ({"long_stream/capacity": 3}, "long_stream.capacity: 3 is under an unknown key ... mean capacities?"),
+    ({"decoding_latency/long_run/token": 9}, "decoding_latency.long_run.token: 9 ... mean tokens?"),
+    ({"comparison/decode/intervall": 8}, "comparison.decode.intervall: 8 ... mean interval?"),
+    ({"compute/threads": 2}, "compute.threads: 2 is ... known are device, dtype, torch_threads"),
+    ({"bootstrap/Seed": 2}, "bootstrap.Seed: 2 is under an unknown key ... mean seed?"),
+    ({"models/smollm2-135m-instruct/titel": "x"}, "models.smollm2-135m-instruct.titel: 'x' ... title?"),
+    ({"corpora/pg19/add_boss": True}, "corpora.pg19.add_boss: true ... mean add_bos?"),
+    ({"corpora/pg19/source/sha": "x"}, "corpora.pg19.source.sha: 'x' ... known are "),
+    ({"experiment/5": 1}, "experiment.5: 1 is under an unknown key; known are corpora"),
+    ({"experiment/a: b\n": 1}, "experiment.'a: b\\n': 1 is under an unknown key"),
+    (
+        {"experiment/n_sink": ABSENT, "experiment/nsink": 4},
+        "experiment.nsink: 4 ... mean n_sink?",
+        "experiment.n_sink: 'n_sink' is missing; add an integer",
+    ),
+    # keys that are missing
+    ({"experiment": ABSENT}, "experiment: 'experiment' is missing; add a section with model, corpora"),
+    ({"results_dir": ABSENT}, "results_dir: 'results_dir' is missing; add results, or a folder in it"),
+    ({"compute/dtype": ABSENT}, "compute.dtype: 'dtype' is missing; add one of float32, bfloat16"),
+    ({"long_stream/capacities": ABSENT}, "long_stream.capacities: 'capacities' is missing; add a list"),
+    ({"comparison/decode/tokens": ABSENT}, "comparison.decode.tokens: 'tokens' is missing; add an integer"),
+    ({"corpora/pg19/add_bos": ABSENT}, "corpora.pg19.add_bos: 'add_bos' is missing; add true or false"),
+    ({"corpora/pg19/source/kind": ABSENT}, "corpora.pg19.source.kind: 'kind' is missing; add one of"),
+    ({"corpora/pg19/source/format": ABSENT}, "corpora.pg19.source: 'format' is missing; use mediawiki"),
+    ({"models/m": {"source": path_source("x")}}, "models.m.title: 'title' is missing; add the true name"),
+    (
+        {"corpora/pg19/source": {"kind": "path"}},
+        "corpora.pg19.source.path: 'path' is missing",
+        "corpora.pg19.source: 'format' is missing",
+    ),
+    (
+        {"corpora/pg19/source": {"kind": "package", "format": "text"}},
+        "corpora.pg19.source.requirement: 'requirement' is missing; add ",
+        "corpora.pg19.source.sha256: 'sha256' is missing; add ",
+        "corpora.pg19.source.pip_args: 'pip_args' is missing; add ",
+        "corpora.pg19.source.members: 'members' is missing; add ",
+    ),
+    # sections and lists that are something else
+    ({"experiment": None}, "experiment: null is of the wrong type; use a section with model"),
+    ({"experiment": [1, 2]}, "experiment: [1, 2] is of the wrong type; use a section with"),
+    ({"experiment": "4+1024"}, "experiment: '4+1024' is of the wrong type; use a section with"),
+    ({"models": None}, "models: null is of the wrong type; use a section"),
+    ({"models": {}}, "models: {} is empty; use a section of sections"),
+    ({"corpora": ["wikitext", "pg19"]}, "corpora: ['wikitext', 'pg19'] is of the wrong type"),
+    ({"corpora/pg19": None}, "corpora.pg19: null is of the wrong type; use a section with title"),
+    ({"corpora/pg19/source": "x.txt"}, "corpora.pg19.source: 'x.txt' is of the wrong type; use a sec"),
+    ({"bootstrap": 5}, "bootstrap: 5 is of the wrong type; use a section with block"),
+    ({"experiment/corpora": "pg19"}, "experiment.corpora: 'pg19' is of the wrong type; use a list"),
+    ({"experiment/corpora": []}, "experiment.corpora: [] is empty; use a list"),
+    ({"experiment/model": ["a"]}, "experiment.model: ['a'] is of the wrong type; use a name under mod"),
+    ({"long_stream/capacities": 256}, "long_stream.capacities: 256 is of the wrong type; use a list"),
+    ({"comparison/presses": "KnormPress"}, "comparison.presses: 'KnormPress' is of the wrong type"),
+    ({"comparison/presses": [{"KnormPress": 1}]}, "comparison.presses.0: {'KnormPress': 1} is of the"),
+    # numbers
+    (
+        {"experiment/window_size": "1e3"},
+        "experiment.window_size: '1e3' is of the wrong type ... in digits without quotes (YAML",
+    ),
+    ({"experiment/window_size": 1000.0}, "experiment.window_size: 1000.0 is of the wrong type; use"),
+    ({"experiment/window_size": True}, "experiment.window_size: true is of the wrong type"),
+    ({"experiment/window_size": 0}, "experiment.window_size: 0 is too small; use an integer of 1 or"),
+    ({"experiment/window_size": 10**18}, "experiment.window_size: 10000 ... too large; use 1000000000000"),
+    ({"experiment/n_sink": 0}, "experiment.n_sink: 0 is too small; use an integer of 1 or more"),
+    ({"experiment/n_sink": -4}, "experiment.n_sink: -4 is too small"),
+    ({"experiment/n_sink": date(2024, 1, 4)}, "experiment.n_sink: datetime.date(2024, 1, 4) is of the"),
+    (
+        {"experiment/window_ablation/n_sink": -1},
+        "experiment.window_ablation.n_sink: -1 is too small; use an integer of 0 or more",
+    ),
+    (
+        {"long_stream/capacities": [256, "5e2"]},
+        "long_stream.capacities.1: '5e2' is of the wrong ... in digits without quotes (YAML",
+    ),
+    ({"long_stream/capacities": [-256, 512]}, "long_stream.capacities.0: -256 is too small"),
+    ({"decoding_latency/runs": 1}, "decoding_latency.runs: 1 is too small; use an integer of 2 or more"),
+    ({"decoding_latency/long_run/tokens": 10}, "decoding_latency.long_run.tokens: 10 is too small"),
+    ({"bootstrap/block": 16}, "bootstrap.block: 16 is too small; use an integer of 128 or more"),
+    ({"bootstrap/confidence": 95}, "bootstrap.confidence: 95 is too large; use a number between 0 and 1"),
+    ({"bootstrap/confidence": 0}, "bootstrap.confidence: 0 is too small; use a number between 0 and 1"),
+    (
+        {"bootstrap/confidence": "95%"},
+        "bootstrap.confidence: '95%' is of the wrong type ... in digits without quotes (YAML",
+    ),
+    ({"bootstrap/confidence": float("nan")}, "bootstrap.confidence: nan is of the wrong type"),
+    ({"bootstrap/seed": -1}, "bootstrap.seed: -1 is too small; use an integer of 0 or more"),
+    ({"compute/torch_threads": 0}, "compute.torch_threads: 0 is not allowed; use 'auto' or an integer"),
+    ({"compute/torch_threads": "all"}, "compute.torch_threads: 'all' is not allowed; use 'auto' or an"),
+    ({"corpora/pg19/max_samples": 0}, "corpora.pg19.max_samples: 0 is too small ... 1 or more or null"),
+    ({"corpora/pg19/max_samples": "all"}, "corpora.pg19.max_samples: 'all' is of the wrong ... or null"),
+    ({"corpora/pg19/add_bos": "yes"}, "corpora.pg19.add_bos: 'yes' is of ... true or false, without quotes"),
+    # names
+    ({"compute/dtype": "float8"}, "compute.dtype: 'float8' is not known ... one of float32, bfloat16"),
+    ({"compute/dtype": "bfloat"}, "compute.dtype: 'bfloat' is not known; did you mean bfloat16?"),
+    ({"long_stream/dtype": 16}, "long_stream.dtype: 16 is not known ... use one of float32"),
+    ({"compute/device": "gpu"}, "compute.device: 'gpu' is not allowed; use one of auto, cpu, mps, cuda"),
+    ({"compute/device": "cuda:0\n"}, "compute.device: 'cuda:0\\n' is not allowed"),
+    ({"experiment/model": "gpt5"}, "experiment.model: 'gpt5' is not under models; use one of smollm2-135m"),
+    ({"experiment/corpora": ["wikitxt"]}, "experiment.corpora: 'wikitxt' is not ... mean wikitext?"),
+    ({"experiment/corpora": ["pg19"] * 2}, "experiment.corpora: ['pg19', 'pg19'] names 'pg19' twice"),
+    ({"corpora/my text": CONFIG["corpora"]["pg19"]}, "corpora.'my text': 'my text' is not allowed; use"),
+    ({"models/archives": {"title": "x", "source": PACKAGE}}, "models.archives: 'archives' is not allowed"),
+    (
+        {"corpora/pg19/title": "English Wikipedia sample"},
+        "corpora: 'English Wikipedia sample' is the title of wikitext and pg19; give",
+    ),
+    ({"corpora/pg19/title": ""}, "corpora.pg19.title: '' is not allowed; use the true name"),
+    ({"corpora/pg19/title": False}, "corpora.pg19.title: false is of the wrong type ... in quotes"),
+    ({"corpora/pg19/source/kind": "hubb"}, "corpora.pg19.source.kind: 'hubb' is not known;  ... use one of"),
+    ({"corpora/pg19/source/format": "txt"}, "corpora.pg19.source.format: 'txt' is not known ... mean text?"),
+    ({"corpora/pg19/source/sha256": "F00"}, "corpora.pg19.source.sha256: 'F00' is not allowed ... 64 digits"),
+    (
+        {"corpora/pg19/source/requirement": "gensim"},
+        "corpora.pg19.source.requirement: 'gensim' is not ... as gensim==4.4.0",
+    ),
+    ({"results_dir": "README.md"}, "results_dir: 'README.md' is not allowed; use results, or a folder in"),
+    ({"results_dir": "results/../data"}, "results_dir: 'results/../data' is not allowed"),
+    ({"results_dir": "/tmp/results"}, "results_dir: '/tmp/results' is not allowed"),
+    # presses
+    ({"comparison/presses": ["KnormPres"]}, "comparison.presses: 'KnormPres' ... known are CriticalKVPress"),
+    (
+        {"comparison/presses": ["KnormPress(x=1)"]},
+        "comparison.presses: 'KnormPress(x=1)' ... no argument 'x'",
+    ),
+    ({"comparison/presses": ["KnormPress("]}, "comparison.presses: 'KnormPress(' ... is no press; write"),
+    ({"comparison/presses": ["KnormPress", "KnormPress"]}, "comparison.presses: 'KnormPress' ... once"),
+    (
+        {"comparison/presses": ["StreamingLLMPress", "x", "y"]},
+        "comparison.presses: 'Str ... already",
+        "comparison.presses: 'x' ... unknown",
+        "comparison.presses: 'y' ... unknown",
+    ),
+    ({"comparison/presses": ["K" * 101]}, "comparison.presses.0: 'KKK ... too long; use a press in 100"),
+    # paths
+    ({"corpora/pg19/source": path_source("no.txt")}, "corpora.pg19.source.path: 'no.txt' is not there"),
+    ({"corpora/pg19/source": path_source("tests")}, "corpora.pg19.source.path: 'tests' is no file; give"),
+    ({"corpora/pg19/source": path_source("")}, "corpora.pg19.source.path: '' is not allowed; use the path"),
+    ({"corpora/pg19/source": path_source("{x}")}, "corpora.pg19.source.path: '{x}' is not ... braces"),
+    ({"corpora/pg19/source": path_source("x" * 300)}, "corpora.pg19.source.path: 'xxx ... cannot be reached"),
+    (
+        {"corpora/pg19/source": path_source("no.txt", format="txt", members=[])},
+        "corpora.pg19.source.path: 'no.txt' is not there",
+        "corpora.pg19.source.format: 'txt' is not known",
+        "corpora.pg19.source.members: [] is under an unknown key; known are ",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "tests"}},
+        "models.smollm2-135m-instruct.source.path: 'tests' is no model; give a transformers folder",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "README.md"}},
+        "models.smollm2-135m-instruct.source.path: 'README.md' is no model; give a transformers folder",
+    ),
+    (
+        {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "no.gguf"}},
+        "models.smollm2-135m-instruct.source.path: 'no.gguf' is not there",
+    ),
+    # sizes that contradict each other
+    (
+        {"experiment/max_eval_tokens": 2000},
+        "experiment.max_eval_tokens: 2000 tokens never fill the largest cache, 2052; raise it",
+    ),
+    ({"experiment/window_size": 999999}, "experiment.max_eval_tokens: 4096 tokens never fill ... 1000003"),
+    ({"experiment/sink_ablation/capacities": [16]}, "experiment.sink_ablation: capacity 16 leaves no"),
+    ({"long_stream/max_eval_tokens": 400}, "long_stream.max_eval_tokens: 400 tokens never fill ... 512"),
+    ({"long_stream/baseline_tokens": 400}, "long_stream.baseline_tokens: 400 tokens never fill ... 512"),
+    ({"long_stream/capacities": [4, 256]}, "long_stream: capacity 4 leaves no window beside 4 sinks"),
+    ({"decoding_latency/n_sinks": [4, 512]}, "decoding_latency: capacity 512 leaves no window ... 512"),
+    ({"decoding_latency/long_run/capacity": 3}, "decoding_latency.long_run: capacity 3 leaves no window"),
+    ({"comparison/capacity": 100}, "comparison.capacity: 100 must be one of the budgets; add it there"),
+    (
+        {"comparison/budgets": [256, 4, 1024, 3]},
+        "comparison.budgets: a budget of 4 leaves no window",
+        "comparison.budgets: a budget of 3 leaves no window",
+        "comparison.budgets: a budget of 1024 keeps all of",
+    ),
+    ({"comparison/n_sink": 255, "comparison/budgets": [256]}, "comparison.capacity: 256 leaves no window"),
+    # a fault of the schema beside a contradiction in the same section, and in others
+    (
+        {"long_stream/dtype": "half", "long_stream/capacities": [4, "8"], "long_stream/baseline_tokens": -1},
+        "long_stream.dtype: 'half' is not known",
+        "long_stream.capacities.1: '8' is of the wrong type ... in digits without quotes (YAML",
+        "long_stream.baseline_tokens: -1 is too small",
+        "long_stream: capacity 4 leaves no window",
+    ),
+    (
+        {"experiment": None, "comparison/capacity": 1, "decoding_latency/long_run/capacity": 3, "x": None},
+        "experiment: null",
+        "comparison.capacity: 1 must be one of",
+        "comparison.capacity: 1 leaves no window",
+        "decoding_latency.long_run: capacity 3 leaves",
+        "x: null is under an unknown key",
+    ),
+]
+
+
+def test_default_config_has_no_fault():
+    check_config(CONFIG, [ROOT / "config.yaml"])
+
+
+@pytest.mark.parametrize(("edits", "expected"), [(edits, expected) for edits, *expected in ALONE])
+def test_every_fault_is_one_line_with_key_value_rule_and_remedy(monkeypatch, edits, expected):
+    monkeypatch.chdir(ROOT)
+    assert_reported(changed(CONFIG, edits), expected)
+
+
+# Names of models and texts lead from one of these sections to another.
+TOGETHER = {"experiment", "models", "corpora"}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
+    monkeypatch.chdir(ROOT)
+    drawn = random.Random(seed).sample(ALONE, 12)
+    edits, expected, touched = {}, [], set()
+    for more, *lines in drawn:
+        sections = {place.partition("/")[0] for place in more}
+        sections |= TOGETHER if sections & TOGETHER else set()
+        if not sections & touched:
+            edits, expected, touched = edits | more, expected + lines, touched | sections
+    assert len(edits) > 1
+    assert_reported(changed(CONFIG, edits), expected)
+
+
+def places(config, here=()):
+    """Yield the place of every section, value and item."""
+    parts = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, part in parts:
+        yield (*here, key)
+        if isinstance(part, (dict, list)):
+            yield from places(part, (*here, key))
+
+
+def parent_of(config, place):
+    for key in place[:-1]:
+        config = config[key]
+    return config
+
+
+@pytest.mark.parametrize("wrong", [3.25, date(2024, 2, 29), {"a": "b"}, [[None]]], ids=str)
+def test_wrong_type_anywhere_is_one_line_about_it(wrong):
+    tried = 0
+    for place in places(CONFIG):
+        config = deepcopy(CONFIG)
+        parent = parent_of(config, place)
+        if place == ("bootstrap", "confidence") or isinstance(parent[place[-1]], type(wrong)):
+            continue  # a number has its own limits, sections and lists their own faults
+        parent[place[-1]] = wrong
+        lines = [line for line in report(config) if not line.startswith("comparison.capacity: 256 must be")]
+        assert len(lines) == 1
+        assert lines[0].startswith(".".join(map(str, place)) + ": ")
+        tried += 1
+    assert tried > 80
+
+
+def test_misspelt_key_anywhere_is_named_with_what_is_meant():
+    tried = 0
+    for place in places(CONFIG):
+        config = deepcopy(CONFIG)
+        parent, key = parent_of(config, place), place[-1]
+        if isinstance(parent, dict) and place[:-1] not in (("models",), ("corpora",)) and key != "kind":
+            parent[f"{key}x"] = parent.pop(key)
+            name = ".".join(map(str, place))
+            lines = report(config)
+            assert any(
+                line.startswith(f"{name}x: ") and f" unknown key; did you mean {key}? known are " in line
+                for line in lines
+            )
+            missing = [line for line in lines if "is missing" in line]
+            assert len(missing) == 1
+            assert f"{key!r} is missing; " in missing[0]
+            tried += 1
+    assert tried > 60
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([128, 256, 512, 1028, 4096, 10**12]),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["auto", "cuda:0", "1e3", "float16", "path", "package", "text", "README.md", "pg19", "tests"]
+    ),
+    st.sampled_from(["RandomPress(seed={[]: 1})", "KnormPress\0", "SnapKVPress(**x)", "StreamingLLMPress()"]),
+    st.dates(),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def mutants(draw):
+    """Draw a config of which some parts are replaced, deleted, renamed, or added to."""
+    config = deepcopy(CONFIG)
+    if draw(st.booleans()):
+        for corpus in config["corpora"].values():
+            corpus["source"] = path_source("README.md")
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.sampled_from(list(places(config)) or [None]))
+        if place is None:
+            break
+        parent, key = parent_of(config, place), place[-1]
+        match draw(st.sampled_from(["size", "replace", "borrow", "delete", "rename", "insert"])):
+            case "size" if type(parent[key]) is int:
+                parent[key] = draw(st.integers(1, 5000))
+            case "replace" | "size":
+                parent[key] = draw(VALUES)
+            case "borrow":
+                other = draw(st.sampled_from(list(places(config))))
+                parent[key] = deepcopy(parent_of(config, other)[other[-1]])
+            case "delete":
+                del parent[key]
+            case "rename" if isinstance(parent, dict):
+                parent[draw(st.text(max_size=6) | st.integers())] = parent.pop(key)
+            case _ if isinstance(parent, dict):
+                parent[draw(st.text(max_size=6))] = draw(VALUES)
+            case _:
+                parent.append(draw(VALUES))
+    return config
+
+
+def plan_everything(config):
+    """Plan an experiment as the workflow does, and take its settings as the library does."""
+    runs = experiment.plan_runs(config)
+    points = [*experiment.window_ablation(config), *experiment.sink_ablation(config)]
+    labels = {experiment.run_label(*point) for point in points}
+    labels |= {*experiment.method_labels(config).values(), *experiment.long_stream_labels(config)}
+    assert labels == runs.keys()
+    for run in runs.values():
+        options = {key: run["options"][key] for key in ("method", "n_sink", "window_size")}
+        method_geometry(**options, n_tokens=run["max_eval_tokens"])
+    for method, n_sink in experiment.latency_sides(config):
+        for capacity in config["decoding_latency"]["capacities"]:
+            assert experiment.latency_label(method, capacity, n_sink)
+            assert n_sink < capacity
+    compared = experiment.plan_comparison(config)
+    assert all(len(label) < 200 for label in [*runs, *compared])
+    LatencyConfig(**experiment.latency_settings(config))
+    ContextConfig(**experiment.compared_contexts(config))
+    DecodeConfig(**experiment.compared_decoding(config))
+    BootstrapConfig(**config["bootstrap"])
+    experiment.model_files(config, config["experiment"]["model"])
+    titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
+    assert len(set(titles)) == len(titles)
+    assert all(LINE.fullmatch(f"  {line}") for line in warn_beyond_training(config))
+
+
+@settings(max_examples=150)
+@given(config=mutants())
+def test_any_config_is_planned_or_refused_in_lines(config):
+    config = yaml.load(yaml.dump(config), yaml.FullLoader)  # as a file would give it
+    try:
+        check_config(config)
+    except ValueError:
+        report(config)
+    else:
+        plan_everything(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"experiment: [1\nn_sink: 2\n", "config.yaml line 2, column 7: no valid YAML: expected ',' or ']'"),
+        (b"a: 1\n\tb: 2\n", "config.yaml line 2, column 1: no valid YAML: found character '\\t'"),
+        (
+            b"a: !unknown 3\n",
+            "config.yaml line 1, column 4: no valid YAML: could not determine a constructor",
+        ),
+        (b"", "config.yaml: null is no config; write keys at its top, as"),
+        (b"- experiment\n", "config.yaml: ['experiment'] is no config; write keys at its top, as"),
+        (b"\xff\xfe\xfd", "config.yaml: it cannot be read: 'utf-8' codec"),
+        (b"a: \0\n", "config.yaml: it cannot be read: unacceptable character #x0000"),
+        (b"a: 2024-99-99\n", "config.yaml: it cannot be read: month must be in 1..12; write it as YAML in"),
+        (b"[" * 5000, "config.yaml: it cannot be read: maximum recursion depth exceeded"),
+    ],
+)
+def test_file_that_is_no_config_is_refused_in_one_line(monkeypatch, tmp_path, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_bytes(text)
+    with pytest.raises(ValueError) as caught:
+        check_syntax("config.yaml")
+    assert str(caught.value).startswith(message)
+    assert re.fullmatch("[^\n]+; [^\n]+", str(caught.value))
+
+
+def test_keys_written_twice_are_named_with_their_lines(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("a: &a\n  n: 1\n  m: 2\n  n: 3\nb: *a\na: 3\n")
+    assert report(CONFIG, [file]) == [
+        f"a.n: written twice in {file}, lines 2 and 4; keep one of them",
+        f"a: written twice in {file}, lines 1 and 6; keep one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("described", "lines"),
+    [
+        (
+            {"max_position_embeddings": 512},
+            ["experiment: a cache of 2052 tokens is beyond the 512 that", "dec"],
+        ),
+        ({"text_config": {"max_position_embeddings": 3000}}, ["decoding_latency: a cache of 4096 tokens is"]),
+        ({"max_position_embeddings": 4096}, []),
+        ({}, []),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_windows_beyond_the_model_are_warned_about_and_not_refused(tmp_path, described, lines):
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    source = {"kind": "path", "path": str(tmp_path)}
+    config = changed(CONFIG, {"models/smollm2-135m-instruct/source": source})
+    check_config(config)
+    found = list(warn_beyond_training(config))
+    assert len(found) == len(lines)
+    assert all(line.startswith(begin) for line, begin in zip(found, lines, strict=True))
+
+
+def test_model_that_is_not_there_yet_gives_no_warning():
+    source = {"kind": "path", "path": "no/such/folder"}
+    assert not list(warn_beyond_training(changed(CONFIG, {"models/smollm2-135m-instruct/source": source})))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project that has not run."""
+    for part in ("Snakefile", "config.yaml", "configs", "profiles", "workflow", "streamlm", "README.md",
+                 "Makefile", "envs"):  # fmt: skip
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, tmp_path / part)
+    (tmp_path / "data/smoke/model").mkdir(parents=True)
+    (tmp_path / "data/smoke/model/config.json").write_text('{"max_position_embeddings": 33}')
+    return tmp_path
+
+
+def dry_run(project, *args):
+    """Return the exit status and the output of a dry run, which must take less than 5 seconds of a core."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", *args],
+        cwd=project, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "overlay", "lines"),
+    [
+        (
+            ("n_sink: 4\n  window_size", "n_sink: four\n  window_size"),
+            "experiment: {window_sizee: 3}\nbootstrap:\ncompute: {dtype: float8}\n"
+            "long_stream: {capacities: [4]}\n",
+            [
+                "  experiment.n_sink: 'four' is of the wrong type; use an integer of 1 or more, in digits",
+                "  experiment.window_sizee: 3 is under an unknown key; did you mean window_size?",
+                "  bootstrap: null is of the wrong type; use a section with block, resamples,",
+                "  compute.dtype: 'float8' is not known; did you mean float64? use one of float32, ",
+                "  long_stream: capacity 4 leaves no window beside 4 sinks; raise it or take fewer sinks",
+            ],
+        ),
+        (("seed: 0", "seed: 0\n  seed: 1"), None, ["  bootstrap.seed: written twice in config.yaml, lines"]),
+        (("bootstrap: #", "bootstrap: { #"), None, ["config.yaml line ", "no valid YAML: "]),
+        (None, "a: [1\n", ["Config file is not valid JSON or YAML."]),
+        (None, "- experiment\n", ["Config file must be given as JSON or YAML with keys at top level."]),
+        (None, "", ["Config file must be given as JSON or YAML with keys at top level."]),
+    ],
+    ids=["faults of both files", "twice", "no YAML", "overlay no YAML", "overlay a list", "overlay empty"],
+)
+def test_wrong_config_is_one_report_to_the_user_before_any_job(project, edit, overlay, lines):
+    if edit is not None:
+        text = (project / "config.yaml").read_text()
+        assert edit[0] in text
+        (project / "config.yaml").write_text(text.replace(*edit, 1))
+    if overlay is not None:
+        (project / "mine.yaml").write_text(overlay)
+    status, output = dry_run(project, *([] if overlay is None else ["--configfile", "mine.yaml"]))
+    assert status == 1
+    for line in lines:
+        assert output.count(line) == 1, (line, output)
+    assert output.count("WorkflowError") == 1
+    assert "Traceback" not in output
+    assert "rule " not in output
+
+
+def test_overlay_that_does_not_exist_is_named_before_any_job(project):
+    # Snakemake itself opens it, before it reads a line of this project: the traceback above is its own.
+    status, output = dry_run(project, "--configfile", "missing.yaml")
+    assert status == 1
+    assert "FileNotFoundError: [Errno 2] No such file or directory: 'missing.yaml'\n" in output
+    assert "rule " not in output
+
+
+def test_user_is_warned_of_windows_beyond_the_model_and_goes_on(project):
+    status, output = dry_run(project, "--configfile", "configs/smoke.yaml")
+    assert status == 0
+    assert (
+        output.count("decoding_latency: a cache of 64 tokens is beyond the 33 that tiny is trained to; it")
+        == 1
+    )
+    assert output.count(" is trained to; ") == 1
