@@ -7,10 +7,14 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow test-slurm smoke docs bench-decoding publish clean
+.PHONY: all report env test test-latest test-slow test-slurm test-report smoke docs bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
+
+# All of it in one file that needs nothing else, to hand in.
+report: all
+	snakemake --report results/report.html --report-stylesheet workflow/report/report.css
 
 env: $(READY)
 
@@ -54,6 +58,11 @@ test-slurm: env
 		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-slurm.txt
 	pytest tests/slurm_workflow.py
+
+# The report of the smoke experiment in a real browser: Chromium, in Debian's package of that name.
+test-report: env
+	@command -v chromium || command -v google-chrome || { echo "Chromium is missing; install it first"; exit 1; }
+	pytest tests/test_report.py
 
 smoke: env
 	rm -rf data/smoke results/smoke

@@ -22,6 +22,9 @@ except ValueError as error:
 configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 try:
     check_config(config, files=workflow.configfiles)
     preflight.check_dates(config)
@@ -69,17 +72,5 @@ rule all:
         expand(f"{RESULTS}/streaming_llm/ablation_{{kind}}.json", kind=["window_size", "n_sink"]),
         f"{RESULTS}/experiment_summary.md",
         f"{RESULTS}/decoding_latency_summary.md",
-        expand(
-            f"{RESULTS}/figures/{{name}}.png",
-            name=[
-                "main_comparison",
-                "ablation_window_size",
-                "ablation_n_sink",
-                "results_summary",
-                "decoding_latency",
-                "long_stream",
-                "implementation_comparison",
-                "comparison_metrics_table",
-                "press_sweep",
-            ],
-        ),
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=FIGURES, format=["csv", "tex", "html"]),

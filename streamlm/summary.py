@@ -198,6 +198,8 @@ METHOD_NAMES = {
     "recompute": "window re-encoded",
     "streaming": "streaming (sinks + window)",
 }
+# Of attention over a text of T tokens with C entries kept; figure 1 of arXiv:2309.17453.
+ATTENTION_COSTS = {"dense": "O(T²)", "window": "O(TC)", "recompute": "O(TC²)", "streaming": "O(TC)"}
 
 RESULT_HEADERS = (
     "text",

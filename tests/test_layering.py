@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 
 # Top to bottom; what each may import from outside. `steps`, `ring`, `layers`, `archives`, `text`, `gguf`,
-# `experiment`, `faults`, `config_check` and `summary` are rooms of their own, so that an edit of one reruns
-# only what depends on it.
+# `experiment`, `faults`, `config_check`, `summary` and `tables` are rooms of their own, so that an edit of
+# one reruns only what depends on it.
 LAYERS = {
     "__init__": set(),
     "config": set(),
@@ -54,10 +54,13 @@ LAYERS = {
     "comparison_summary": {"numpy"},
     "long_stream": {"numpy"},
     "latency_summary": {"numpy", "tabulate"},
+    "tables": set(),
+    "table_files": {"numpy", "pandas"},
     "plotting": {"numpy", "matplotlib"},
     "figures": {"numpy", "matplotlib"},
     "latency_figures": {"numpy", "matplotlib"},
     "comparison_figures": {"numpy", "matplotlib"},
+    "scheme_figure": {"numpy", "matplotlib"},
     "verify_summaries": set(),
     "verify": {"numpy", "transformers"},
     "generation": {"torch", "transformers"},
