@@ -110,6 +110,22 @@ def test_changed_window_of_recompute_is_refuted(made, results):
     assert verdicts(made, results)["runs/notes/recompute.json"].outcome == REFUTED
 
 
+def test_losses_of_a_coarse_type_may_differ_singly_but_not_in_the_mean(made, results):
+    record, losses = measure_perplexity(
+        model_dir=made / "model", ids=IDS[:1000], dataset="Notes", method="streaming", n_sink=4,
+        window_size=28, dtype="bfloat16", device="cpu", bootstrap=BOOTSTRAP,
+    )  # fmt: skip
+    path = results / "runs/notes/coarse.json"
+    outcomes = []
+    for change in (0, 0.1 * (-1) ** np.arange(999), np.full(999, 0.1)):
+        write_array(path.with_suffix(".npy"), losses)
+        write_json(path, record)
+        with_losses(path, lambda found, change=change: found.__iadd__(np.float32(change)))
+        outcomes.append(verdicts(made, results)["runs/notes/coarse.json"])
+    assert [verdict.outcome for verdict in outcomes] == [CONFIRMED, CONFIRMED, REFUTED]
+    assert outcomes[2].why.startswith("the mean of 999 losses is")
+
+
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
