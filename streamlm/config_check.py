@@ -24,7 +24,7 @@ def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:
         files: the files that it was read from, to find keys that they repeat.
     """
     found = schema_faults(config, _schema())
-    sound = without(config, {fault.unsound for fault in found if fault.unsound is not None})
+    sound = {**without(config, {fault.unsound for fault in found if fault.unsound is not None})}
     for kind in {"models", "corpora"} & sound.keys():  # a name leads somewhere, whatever is wrong there
         sound[kind] = {name: {} for name in config[kind]} | sound[kind]
     lines = {line for file in files for line in repeated_keys(file)}
@@ -59,7 +59,7 @@ def _names(config: Config, kind: str) -> Iterator[str]:
     for name in _used(config, kind):
         if name not in config[kind]:
             known, meant = ", ".join(map(str, config[kind])), did_you_mean(name, config[kind])
-            yield (f"experiment.{key}: {show(name)} is not under {kind}; {meant}use one of {known} or add it")
+            yield f"experiment.{key}: {show(name)} is not under {kind}; {meant}use one of {known} or add it"
 
 
 def _paths(config: Config, kind: str) -> Iterator[str]:
@@ -112,12 +112,14 @@ def _sink_windows(config: Config) -> Iterator[str]:
 
 def _long_windows(config: Config) -> Iterator[str]:
     long = config["long_stream"]
-    yield from _window("long_stream", long["n_sink"], min(long["capacities"]))
+    for capacity in long["capacities"]:
+        yield from _window("long_stream", long["n_sink"], capacity)
 
 
 def _latency_windows(config: Config) -> Iterator[str]:
     latency = config["decoding_latency"]
-    yield from _window("decoding_latency", max(latency["n_sinks"]), min(latency["capacities"]))
+    for capacity in latency["capacities"]:
+        yield from _window("decoding_latency", max(latency["n_sinks"]), capacity)
 
 
 def _long_run_window(config: Config) -> Iterator[str]:
@@ -148,6 +150,8 @@ def _largest_cache(config: Config, section: str) -> int:
     if section == "experiment":
         main = (part["n_sink"], part["window_size"])
         return max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
+    if section == "decoding_latency":
+        return max(*part["capacities"], part["long_run"]["capacity"])
     sizes: list[int] = part["budgets" if section == "comparison" else "capacities"]
     return max(sizes)
 

@@ -89,10 +89,14 @@ def schema_faults(config: Any, schema: Schema) -> list[Fault]:
     for error in errors:
         place, rules = tuple(error.absolute_path), set(error.absolute_schema_path)
         # What else a source takes depends on its kind: where that is wrong, it cannot be judged.
-        unjudged = any((*place[:depth], "kind") in places for depth in range(len(place)))
+        is_kind = place[-1:] == ("kind",)
+        unjudged = not is_kind and any((*place[:depth], "kind") in places for depth in range(len(place)))
         if unjudged and not rules.isdisjoint({"then", "else"}):
             continue
-        unsound: Place | None = place[:-1] if place[-1:] == ("kind",) else place
+        # Each kind's own rules name the key once more, without its values.
+        if is_kind and error.validator == "required" and not error.schema["properties"]["kind"]:
+            continue
+        unsound: Place | None = place[:-1] if is_kind else place
         if "propertyNames" in rules or (error.validator in ("enum", "uniqueItems") and unsound == place):
             unsound = None  # a bad name, or one name twice, makes nothing else wrong
         if error.validator == "type" or place not in mistyped:
@@ -162,6 +166,8 @@ def describe(rule: Schema, schema: Schema) -> str:
         return f"one of {', '.join(map(str, rule['enum']))}"
     if "oneOf" in rule:
         return " or ".join(describe(part, schema) for part in rule["oneOf"])
+    if "type" not in rule and "else" in rule:
+        return describe(rule["else"], schema)
     types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     return " or ".join(_TYPES[name] + _limits(name, rule, schema) for name in types)
 
@@ -172,9 +178,9 @@ def _limits(name: str, rule: Schema, schema: Schema) -> str:
             return f" whose every item is {describe(rule['items'], schema)}"
         case "object" if "properties" in rule:
             return f" with {', '.join(rule['properties'])}"
-        case "integer":
+        case "integer" if "minimum" in rule:
             return f" of {rule['minimum']} or more"
-        case "number":
+        case "number" if {"exclusiveMinimum", "exclusiveMaximum"} <= rule.keys():
             return f" between {rule['exclusiveMinimum']} and {rule['exclusiveMaximum']}"
     return ""
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from streamlm import experiment
 from streamlm.compression import ContextConfig
 from streamlm.config import method_geometry
-from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.config_check import SCHEMA, check_config, warn_beyond_training
 from streamlm.decode_comparison import DecodeConfig
-from streamlm.faults import check_syntax
+from streamlm.faults import check_syntax, describe
 from streamlm.latency import LatencyConfig
 from streamlm.stats import BootstrapConfig
 
@@ -274,7 +274,11 @@ ALONE = [
     ({"experiment/sink_ablation/capacities": [16]}, "experiment.sink_ablation: capacity 16 leaves no"),
     ({"long_stream/max_eval_tokens": 400}, "long_stream.max_eval_tokens: 400 tokens never fill ... 512"),
     ({"long_stream/baseline_tokens": 400}, "long_stream.baseline_tokens: 400 tokens never fill ... 512"),
-    ({"long_stream/capacities": [4, 256]}, "long_stream: capacity 4 leaves no window beside 4 sinks"),
+    (
+        {"long_stream/capacities": [4, 256, 3]},
+        "long_stream: capacity 4 leaves no window beside 4 sinks",
+        "long_stream: capacity 3 leaves no window beside 4 sinks",
+    ),
     ({"decoding_latency/n_sinks": [4, 512]}, "decoding_latency: capacity 512 leaves no window ... 512"),
     ({"decoding_latency/long_run/capacity": 3}, "decoding_latency.long_run: capacity 3 leaves no window"),
     ({"comparison/capacity": 100}, "comparison.capacity: 100 must be one of the budgets; add it there"),
@@ -304,8 +308,31 @@ ALONE = [
 ]
 
 
-def test_default_config_has_no_fault():
-    check_config(CONFIG, [ROOT / "config.yaml"])
+def rules_of(schema):
+    """Yield every part of a schema that says what a value may be."""
+    yield schema
+    for key in ("properties", "$defs"):
+        for part in schema.get(key, {}).values():
+            yield from rules_of(part)
+    for key in ("items", "then", "else", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from rules_of(schema[key])
+
+
+def test_schema_says_in_words_what_its_patterns_take():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    rules = list(rules_of(schema))
+    assert len(rules) > 80
+    assert [rule for rule in rules if "pattern" in rule and "description" not in rule] == []
+    assert all(describe(rule, schema) for rule in rules if rule.keys() & {"type", "enum", "$ref", "oneOf"})
+
+
+def test_default_config_has_no_fault_and_is_left_as_it_is():
+    config = deepcopy(CONFIG)
+    models = config["models"]
+    check_config(config, [ROOT / "config.yaml"])
+    assert config == CONFIG
+    assert config["models"] is models
 
 
 @pytest.mark.parametrize(("edits", "expected"), [(edits, expected) for edits, *expected in ALONE])
