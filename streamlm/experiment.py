@@ -76,7 +76,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"corpora: two are titled {title!r}; give each text a name of its own"
     for name, corpus in config["corpora"].items():
         if "format" not in corpus["source"]:
-            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg, wikitext or text"
+            yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
     sinks = experiment["sink_ablation"]
     for capacity in sinks["capacities"]:
         if capacity <= max(sinks["n_sinks"]):
