@@ -151,9 +151,8 @@ def _largest_cache(config: Config, section: str) -> int:
         main = (part["n_sink"], part["window_size"])
         return max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
     if section == "decoding_latency":
-        return max(*part["capacities"], part["long_run"]["capacity"])
-    sizes: list[int] = part["budgets" if section == "comparison" else "capacities"]
-    return max(sizes)
+        return int(max(*part["capacities"], part["long_run"]["capacity"]))
+    return int(max(part["budgets" if section == "comparison" else "capacities"]))
 
 
 def _presses(config: Config) -> Iterator[str]:
