@@ -1,6 +1,7 @@
 """The `streamlm` command: its parts, its help, and what its exit status says."""
 
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -57,6 +58,7 @@ for panel, function, example in (
 
 def main() -> None:
     """Run the command; a fault is one line on stderr, and a status of its own."""
+    warnings.formatwarning = lambda message, *_, **__: f"streamlm: {message}\n"  # without our source line
     try:
         sys.exit(app(standalone_mode=False, prog_name="streamlm"))
     except UsageError as error:
