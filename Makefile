@@ -7,10 +7,14 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all env test test-latest test-slow smoke bench-decoding publish clean
+.PHONY: all report env test test-latest test-slow test-slurm test-report smoke docs bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
+
+# All of it in one file that needs nothing else, to hand in.
+report: all
+	snakemake --report results/report.html --report-stylesheet workflow/report/report.css
 
 env: $(READY)
 
@@ -48,11 +52,35 @@ test-slow: env
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy data/tokens/smollm2-135m-instruct/pg19.npy
 	pytest -m slow
 
+# The smoke experiment on a Slurm cluster of one node that lasts as long as the test: up to half an hour.
+test-slurm: env
+	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged srun > /dev/null || { apt-get update --quiet=2 && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-slurm.txt
+	pytest tests/slurm_workflow.py
+
+# The report of the smoke experiment in a real browser: Chromium, in Debian's package of that name.
+test-report: env
+	@command -v chromium || command -v google-chrome || { echo "Chromium is missing; install it first"; exit 1; }
+	pytest tests/test_report.py
+
 smoke: env
 	rm -rf data/smoke results/smoke
 	python tests/tiny_model.py data/smoke/model
 	snakemake all --quiet --configfile configs/smoke.yaml
 	@echo "All is well: the whole workflow ran on a tiny random model; see results/smoke/figures."
+
+# The documentation as a site; a broken link, or a page that loads something from elsewhere, is an error.
+DOCS := .venv-docs
+
+$(DOCS)/.ready: envs/requirements-docs.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-docs.txt
+	touch $@
+
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean --quiet
+	@echo "The documentation is built: open site/index.html; $(DOCS)/bin/mkdocs serve shows it with its search."
 
 # Half an hour in which nothing else should run.
 OLD := .venv-attention-sinks
@@ -74,4 +102,4 @@ publish: all
 	cp results/figures/*.png results/experiment_summary.md results/decoding_latency_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(OLD)
+	rm -rf $(VENV) $(LATEST) $(OLD) $(DOCS) site

@@ -8,7 +8,7 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from streamlm import experiment
+from streamlm import experiment, preflight
 from streamlm.config_check import check_config, warn_beyond_training
 from streamlm.faults import check_syntax
 from streamlm.provenance import code_fingerprint
@@ -22,8 +22,13 @@ except ValueError as error:
 configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 try:
     check_config(config, files=workflow.configfiles)
+    preflight.check_dates(config)
+    preflight.check_results_dir(config, writable=False)
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 for line in warn_beyond_training(config):
@@ -35,6 +40,24 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+
+
+onstart:
+    try:  # not in a dry run: read-only results can be looked at
+        preflight.check_results_dir(config, writable=True)
+    except ValueError as error:
+        raise WorkflowError(str(error)) from None
+
+
+# Snakemake 9.27 notes the params and inputs of a failed job as if it had made its output. With older results
+# downstream, the next run would then find nothing to do and leave them as they are: spoil the note.
+onerror:
+    for job in workflow.dag.needrun_jobs():
+        for file in job.output:
+            note = workflow.persistence.metadata(file)
+            if note and not os.path.exists(file):
+                note.params = ["the job failed"]
+                workflow.persistence._write_record(workflow.persistence._get_key(file), note)
 
 
 rule all:
@@ -49,17 +72,5 @@ rule all:
         expand(f"{RESULTS}/streaming_llm/ablation_{{kind}}.json", kind=["window_size", "n_sink"]),
         f"{RESULTS}/experiment_summary.md",
         f"{RESULTS}/decoding_latency_summary.md",
-        expand(
-            f"{RESULTS}/figures/{{name}}.png",
-            name=[
-                "main_comparison",
-                "ablation_window_size",
-                "ablation_n_sink",
-                "results_summary",
-                "decoding_latency",
-                "long_stream",
-                "implementation_comparison",
-                "comparison_metrics_table",
-                "press_sweep",
-            ],
-        ),
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=FIGURES, format=["csv", "tex", "html"]),

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.plotting import LINE_LOOKS, STYLE
+from streamlm.plotting import LINE_LOOKS, PAGE, SMALL, STYLE
 
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
@@ -43,16 +43,16 @@ def plot_long(axes, long, key, title, unit):
 @matplotlib.rc_context(STYLE)
 def main():
     record = json.loads(RECORD.read_text())
-    figure = Figure((9, 6.6), layout="constrained")
+    figure = Figure((PAGE, 5.2), layout="constrained")
     (updates, decoding), (time, memory) = figure.subplots(2, 2)
     plot_times(updates, record["updates"], "Cache update alone, all layers", "log")
     plot_times(decoding, record["decoding"], "Whole model, one token", "linear")
     plot_long(time, record["long"], "step_ms", "One long generation: time per token", "ms")
     plot_long(memory, record["long"], "resident_mib", "The same: memory of the process", "MiB")
     figure.suptitle("Decoding with a full cache", fontweight="bold")
-    figure.supxlabel(record["about"], fontsize=7.5)
+    figure.supxlabel(record["about"], fontsize=SMALL)
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(TARGET, dpi=160)
+    figure.savefig(TARGET, dpi=300)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fetch pinned package archives, and read single members of them."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -58,7 +59,8 @@ def _pip_failure(source: Source, stderr: str) -> str:
     if got := re.search(r"^\s*Got\s+(\w+)", stderr, re.MULTILINE):
         return (
             f"{requirement} has sha256 {got[1]}, expected {source['sha256']}: not the pinned archive; "
-            "correct sha256 in the config if the change is meant, else distrust the package index"
+            "run `pip cache purge` and try again; if that fails, correct sha256 in the config if the change "
+            "is meant, else distrust the package index"
         )
     reason = (re.findall(r"^ERROR: (.+)$", stderr, re.MULTILINE) or stderr.split("\n"))[-1]
     offline = "no connection to the package index, " if "connection broken" in stderr else ""
@@ -66,6 +68,20 @@ def _pip_failure(source: Source, stderr: str) -> str:
         f"cannot download {requirement}: {offline}{reason}; "
         "check the network, `pip config list` (index, proxy) and the requirement in the config"
     )
+
+
+def check_archive(source: Source, archive: Path) -> None:
+    """Raise ValueError unless a fetched archive still is the pinned one: it may have lain here for long."""
+    try:
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {archive} ({error.strerror}); delete it and run again") from error
+    if found != source["sha256"]:
+        raise ValueError(
+            f"{archive} has sha256 {found}, expected {source['sha256']}: it was damaged or replaced since it "
+            "was fetched; delete it and run again"
+        )
 
 
 def extract_members(archive: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from streamlm.cache import SinkCache
-from streamlm.records import atomic_path
+from streamlm.records import atomic_path, clear_leftovers
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Checkpoint:
     """Losses so far and the cache, in one file; a file of another run is not taken up.
 
     Args:
-        path: of the file; it is removed by `discard`.
+        path: of the file; `discard_checkpoint` removes it.
         identity: JSON; everything that decides the losses: ids, geometry, weights, code, threads.
         every: tokens between two writes.
     """
@@ -66,13 +66,16 @@ class Checkpoint:
         tensors = {"losses": torch.from_numpy(losses), **cache.state_dict()}
         about = {"identity": json.dumps(self.identity), "seconds": str(self.elapsed())}
         with atomic_path(self.path) as path:
-            save_file(tensors, path, metadata=about)
+            path.write_bytes(save(tensors, metadata=about))  # `save_file` hides why a disk refuses
         self.kept = len(losses)
 
     def elapsed(self) -> float:
         """Return the seconds of scoring, those before a kill included as far as they were kept."""
         return self.seconds + time.perf_counter() - self.begin
 
-    def discard(self) -> None:
-        """Remove the file: the run is finished."""
-        self.path.unlink(missing_ok=True)
+
+def discard_checkpoint(path: Path | str | None) -> None:
+    """Remove the state of a run whose losses are safe on disk."""
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+        clear_leftovers(path)

@@ -21,41 +21,26 @@ from streamlm.comparison_summary import (
 )
 from streamlm.plotting import (
     BAND_LOOK,
+    COLUMN,
     DENSE_LOOK,
+    ERROR_LOOK,
+    HATCHES,
     NUMBER_LOOK,
+    PAGE,
     STYLE,
     Look,
+    band_look,
+    bar_look,
     draw_table,
     error_arms,
     finish,
+    label_line,
+    looks_of,
     use_log_scale,
 )
+from streamlm.presses import OURS
 from streamlm.records import Record
 from streamlm.summary import check_comparable, describe_setting
-
-# Colours of Okabe and Ito; markers tell apart what is drawn in grey, and where there are more lines.
-COLORS = ("#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000")
-MARKERS = "s^vDPX*<>"
-OUR_LOOKS: dict[str, Look] = {
-    "dense": {"color": "#777777", "marker": "D", "linestyle": "--"},
-    "streamlm": {"color": "#0072b2", "marker": "o", "linestyle": "-", "linewidth": 2.2, "zorder": 3},
-    "streamlm_dense_prefill": {
-        "color": "#0072b2",
-        "marker": "o",
-        "linestyle": ":",
-        "markerfacecolor": "white",
-    },
-}
-HATCHES = ("", "....", "////", "xxxx", "----", "\\\\\\\\")
-
-
-def looks_of(labels: Sequence[str]) -> dict[str, Look]:
-    """Return how each method is drawn; two of kvpress differ in marker or colour."""
-    others = (
-        {"color": color, "marker": marker, "linestyle": style}
-        for color, marker, style in zip(cycle(COLORS), cycle(MARKERS), cycle(("-", "--", "-.")), strict=False)
-    )
-    return {label: OUR_LOOKS.get(label) or next(others) for label in labels}
 
 
 @matplotlib.rc_context(STYLE)
@@ -65,7 +50,7 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Figure:
     first = comparisons[0]
     methods = {label: part for label, part in first["methods"].items() if part["budgets"]}
     looks = looks_of(list(methods))
-    figure = Figure((max(6.5, 4.7 * len(comparisons)), 7.6))
+    figure = Figure((COLUMN * len(comparisons), 5.6))
     for record, column in zip(
         comparisons, figure.subplots(2, len(comparisons), squeeze=False).T, strict=True
     ):
@@ -75,9 +60,12 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Figure:
         for label, look in looks.items():
             entries = sorted(record["methods"][label]["budgets"], key=lambda entry: entry["capacity"])
             for axes, key in ((perplexity, "perplexity"), (divergence, "kl_nats")):
-                axes.plot([e["capacity"] for e in entries], [e[key] for e in entries], **look)
-        sizes = [entry["capacity"] for entry in entries]
-        perplexity.set(title=textwrap.fill(record["dataset"], 48), ylabel="perplexity")
+                sizes = [e["capacity"] for e in entries]
+                axes.plot(sizes, [e[key] for e in entries], **look)
+                if label == OURS[0]:
+                    edges = np.transpose([e[f"{key}_interval"] for e in entries])
+                    axes.fill_between(sizes, *edges, **band_look(look))
+        perplexity.set(title=textwrap.fill(record["dataset"], 40), ylabel="perplexity")
         divergence.set(title="Divergence from the dense distribution", ylabel="mean KL, nats")
         for axes in column:
             axes.set_xscale("log", base=2)
@@ -89,14 +77,15 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Figure:
         Line2D([], [], **look, label=method_name(label, methods[label]["method"]))
         for label, look in looks.items()
     ]
-    handles += [Line2D([], [], **DENSE_LOOK, label="dense"), Patch(**BAND_LOOK, label="interval of dense")]
+    handles.append(Line2D([], [], **DENSE_LOOK, label="dense"))
     contexts = first["contexts"]
     notes = [
         describe_setting(first),
         f"{contexts['contexts']} x {contexts['context_tokens']:,} tokens of each text, cut once; the next "
         f"{contexts['scored_tokens']:,} are scored. Streamlm holds the budget throughout, all others grow by "
         "what is scored",
-        f"interval: {100 * first['confidence']:g} % moving-block bootstrap, within this text",
+        f"shaded interval: {100 * first['confidence']:g} % moving-block bootstrap, within this text, "
+        f"of dense (grey) and {OURS[0]} (blue)",
         *refusals(first),
     ]
     finish(figure, "What each method keeps of a context, at equal budgets", handles, notes)
@@ -136,22 +125,23 @@ def plot_implementation_comparison(comparisons: Sequence[Record]) -> Figure:
     check_comparable(comparisons, same_stream=False)
     decodings = [record["decoding"] for record in comparisons]
     looks = looks_of(list(decodings[0]["methods"]))
-    figure = Figure((12.5, 7.4))
-    panels = figure.subplots(2, 3)
-    for axes, (title, unit, key, interval) in zip(panels[0], BARS, strict=True):
+    n_bars = len(looks) * len(decodings)
+    figure = Figure((max(PAGE, 1.1 + 0.58 * n_bars), 7.4))
+    panels = figure.subplots(3, 2).flat
+    for axes, (title, unit, key, interval) in zip(panels[:3], BARS, strict=True):
         _plot_bars(axes, decodings, looks, key, interval)
         axes.set(title=title, ylabel=unit)
-    _plot_equality(panels[1, 0], decodings, looks)
+    _plot_equality(panels[3], decodings, looks)
     n_sink, decoded = decodings[0]["n_sink"], decodings[0]["decoded"]
     n_recent = decoded["capacity"] - 1 - n_sink
     for axes, key, what in (
-        (panels[1, 1], "sinks", f"sinks held, of {n_sink}"),
-        (panels[1, 2], "recent", f"recent tokens held, of {n_recent:,}"),
+        (panels[4], "sinks", f"sinks held, of {n_sink}"),
+        (panels[5], "recent", f"recent tokens held, of {n_recent:,}"),
     ):
         _plot_survivors(axes, decodings[0], looks, key)
         axes.set(title=f"First layer: {what}", ylabel="tokens", xlabel="tokens decoded", ylim=(0, None))
     handles = [
-        Patch(**_bar_look(look, hatch), label=method_name(label))
+        Patch(**bar_look(look, hatch), label=method_name(label))
         for (label, look), hatch in zip(looks.items(), cycle(HATCHES), strict=False)
     ]
     notes = [*_describe(comparisons[0]), f"{comparisons[0]['dataset']}: {' '.join(findings(comparisons[0]))}"]
@@ -159,34 +149,29 @@ def plot_implementation_comparison(comparisons: Sequence[Record]) -> Figure:
     return figure
 
 
-def _bar_look(look: Look, hatch: str) -> Look:
-    return {"facecolor": look["color"], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-
-
 def _plot_bars(
     axes: Axes, decodings: Sequence[Record], looks: Mapping[str, Look], key: str, interval: str | None
 ) -> None:
     """Draw one value of every method, texts side by side."""
-    width = 0.84 / len(looks)
+    width = 0.94 / len(looks)
     for i, ((label, look), hatch) in enumerate(zip(looks.items(), cycle(HATCHES), strict=False)):
         for j, decoding in enumerate(decodings):
             part, place = decoding["methods"][label], j + width * (i - (len(looks) - 1) / 2)
-            axes.bar(place, part[key], 0.9 * width, **_bar_look(look, hatch))
+            axes.bar(place, part[key], 0.9 * width, **bar_look(look, hatch))
             top = part[key]
             if interval is not None:
-                axes.errorbar(
-                    place, part[key], error_arms([part[key]], [part[interval]]), color="black", linewidth=0.9
-                )
+                axes.errorbar(place, part[key], error_arms([part[key]], [part[interval]]), **ERROR_LOOK)
                 top = max(top, *part[interval])
             axes.annotate(_number(part[key]), (place, top), **NUMBER_LOOK)
     axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], 24) for d in decodings])
-    axes.set(xlabel="text", ylim=(0, None), ymargin=0.12, xlim=(-0.5, len(decodings) - 0.5))
+    axes.set(xlabel="text", ymargin=0.15, xlim=(-0.52, len(decodings) - 0.48))
+    axes.set_ylim(0, None)
     axes.tick_params(axis="x", length=0)
 
 
 def _number(value: float) -> str:
-    """Return three or four digits."""
-    return f"{value:.{3 if value < 1 else 1 if value < 100 else 0}f}"
+    """Return two to four digits."""
+    return f"{value:.2g}" if value < 1 else f"{value:.{1 if value < 100 else 0}f}"
 
 
 def _plot_equality(axes: Axes, decodings: Sequence[Record], looks: Mapping[str, Look]) -> None:
@@ -195,9 +180,10 @@ def _plot_equality(axes: Axes, decodings: Sequence[Record], looks: Mapping[str, 
     for label in labels:
         values = [decoding["methods"][label]["against_streamlm"]["largest_nats"] for decoding in decodings]
         places = np.arange(len(values)) + 0.2 * (labels.index(label) - (len(labels) - 1) / 2)
-        axes.plot(places, np.maximum(values, 1e-9), **{**looks[label], "linestyle": "", "markersize": 7})
+        axes.plot(places, np.maximum(values, 1e-9), **{**looks[label], "linestyle": "", "markersize": 6})
     axes.axhline(1e-4, **DENSE_LOOK)
     axes.set_yscale("log")
+    label_line(axes, 1e-4, "equal up to rounding below")
     axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], 24) for d in decodings])
     axes.set(title="Largest difference of a loss to streamlm's", ylabel="nats", xlabel="text")
     axes.set(xlim=(-0.5, len(decodings) - 0.5))

@@ -126,6 +126,7 @@ def measure_compression(
     check_budgets(budgets, n_sink, contexts.context_tokens)
     press = None if method in OURS else parse_press(method)
     setting = open_setting(
+        module=__file__,
         model_dir=model_dir,
         texts=texts,
         n_ids=contexts.n_ids,

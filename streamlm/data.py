@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from streamlm.archives import Source, extract_members
+from streamlm.archives import Source, check_archive, extract_members
 from streamlm.records import atomic_path
 from streamlm.text import Document, gutenberg_document, mediawiki_documents, text_document
 
@@ -51,6 +52,7 @@ def extract_documents(source: Source, path: Path) -> list[Document]:
 def _source_files(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
     match source["kind"]:
         case "package":
+            check_archive(source, path)
             yield from extract_members(path, source["members"])
         case "path" if path.is_file():
             yield path.name, path.read_bytes()
@@ -103,16 +105,8 @@ def tokenise_documents(
     Raises:
         ValueError: the stream is empty, or the tokenizer has no BOS to add.
     """
-    from transformers import AutoTokenizer
-
     text = "\n\n".join(document.text for document in documents[:max_samples])
-    if not (Path(tokenizer_dir) / "tokenizer.json").is_file():
-        raise ValueError(f"{tokenizer_dir} has no tokenizer.json; give a model folder with its tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises no narrower type
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the tokenizer in {tokenizer_dir} cannot be read: {reason}") from error
+    tokenizer = read_tokenizer(tokenizer_dir)
     bos = [tokenizer.bos_token_id] if add_bos else []
     if bos == [None]:
         raise ValueError(f"add_bos is true but the tokenizer in {tokenizer_dir} has no BOS; use false")
@@ -122,6 +116,23 @@ def tokenise_documents(
             f"no tokens in {len(documents)} documents (max_samples={max_samples}); give more text"
         )
     return np.array(bos + ids, dtype=np.int64)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a model folder.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; give a model folder with its tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises no narrower type
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {reason}") from error
 
 
 def read_tokens(path: Path) -> np.ndarray:

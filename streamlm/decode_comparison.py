@@ -163,6 +163,7 @@ def measure_decoding(
     """
     check_budgets([decode.capacity - 1], n_sink, decode.n_ids)
     setting = open_setting(
+        module=__file__,
         model_dir=model_dir,
         texts=texts,
         n_ids=decode.n_ids,

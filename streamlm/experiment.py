@@ -117,6 +117,12 @@ def compared_decoding(config: Config) -> dict[str, int]:
     return {"capacity": config["comparison"]["capacity"], **config["comparison"]["decode"]}
 
 
+def names_from(config: Config, kind: str, *, hub: bool) -> str:
+    """Return a pattern of the names under `kind` that come from a hub, or of those that do not."""
+    names = [name for name, entry in config[kind].items() if (entry["source"]["kind"] == "hub") == hub]
+    return "|".join(names) or "(?!)"  # which matches nothing
+
+
 def source_file(config: Config, kind: str, name: str) -> str:
     """Return the file that a model or corpus is made from: the fetched archive, or the user's own path."""
     source = config[kind][name]["source"]

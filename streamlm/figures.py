@@ -11,21 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from streamlm.plotting import (
     BAND_LOOK,
     BAR_LOOKS,
+    COLUMN,
     DENSE_LOOK,
+    ERROR_LOOK,
+    LIMIT_LOOK,
     LINE_LOOKS,
     METHOD_LOOKS,
     NUMBER_LOOK,
+    PAGE,
+    SIZE_STYLES,
+    SMALL_LOOK,
     STYLE,
     Look,
+    band_look,
     describe,
     draw_table,
     error_arms,
     finish,
+    label_limit,
     use_log_scale,
 )
 from streamlm.records import Record
@@ -51,9 +59,9 @@ PANELS = (
 def plot_main_comparison(results: Sequence[Record]) -> Figure:
     """Return perplexity, time, speed-up and memory by text and method, from `collect_result` records."""
     methods = [method for method in METHOD_NAMES if method in results[0]["methods"]]
-    figure = Figure((max(9.0, 1.25 * len(methods) * len(results)), 7.2))
-    name_width = (figure.get_figwidth() / 2 - 0.8) / len(results)  # inches
-    names = [textwrap.fill(result["dataset"], int(name_width / 0.085)) for result in results]
+    figure = Figure((max(PAGE, 0.95 + 0.74 * len(methods) * len(results)), 5.6))
+    name_width = (figure.get_figwidth() / 2 - 0.7) / len(results)  # inches
+    names = [textwrap.fill(result["dataset"], int(name_width / 0.066)) for result in results]
     for axes, (title, unit, section, key, factor) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         if key == "speedup":
             axes.axhline(1, **DENSE_LOOK)  # numbers stand above: a dash beside one would read as a minus
@@ -66,7 +74,7 @@ def plot_main_comparison(results: Sequence[Record]) -> Figure:
         axes.set(title=title, ylabel=unit, xlabel="text", xlim=(-0.5, len(results) - 0.5))
         axes.set_xticks(range(len(results)), names)
         axes.tick_params(axis="x", length=0)
-        axes.set(ymargin=0.12, ylim=(0, None))
+        axes.set(ymargin=0.15, ylim=(0, None))
     handles = [Patch(**BAR_LOOKS[method], label=_label_method(method, results)) for method in methods]
     aside = f"{results[0]['protocol']}; runtime and speed-up are of this scoring, not of decoding"
     notes = describe(results[0], [result["tokens"]["count"] for result in results], aside)
@@ -76,11 +84,11 @@ def plot_main_comparison(results: Sequence[Record]) -> Figure:
 
 def _write_value(axes: Axes, place: float, height: float, part: Record, key: str) -> None:
     """Write a bar's value above it and draw its interval, if it has one; "n/a" if it has no value."""
-    digits = 4 if 0 < height < 0.1 else 2 if height < 100 else 1 if height < 1000 else 0
+    digits = 3 if 0 < height < 0.1 else 2 if height < 100 else 1 if height < 1000 else 0
     text = "n/a" if part.get(key) is None else f"{height:,.{digits}f}"
     interval = part.get(f"{key}_interval", [])
     if interval:
-        axes.errorbar(place, height, error_arms([height], [interval]), color="black", linewidth=0.9)
+        axes.errorbar(place, height, error_arms([height], [interval]), **ERROR_LOOK)
     axes.annotate(text, (place, max(height, key == "speedup", *interval)), **NUMBER_LOOK)
 
 
@@ -131,7 +139,7 @@ def _zoom_past_no_sinks(axes: Axes, rows: Sequence[Record]) -> None:
         low, high = span([row for row in rows if row not in far])
         axes.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
         written = "".join(f"\n{row['capacity']}: {row['common'][key]:+,.0f} %" for row in far)
-        axes.text(0.015, 0.98, f"off scale ↑{written}", va="top", fontsize=7, transform=axes.transAxes)
+        axes.text(0.015, 0.98, f"off scale ↑{written}", transform=axes.transAxes, **SMALL_LOOK)
 
 
 def _plot_ablation(
@@ -139,7 +147,7 @@ def _plot_ablation(
 ) -> Figure:
     """Return two panels per text; `x` and `line` are a key and its label, `places` the x of each value."""
     texts, rows = ablation["baseline"], ablation["rows"]
-    figure = Figure((max(6.0, 4.4 * len(texts)), 6.4))
+    figure = Figure((COLUMN * len(texts), 5.0))
     looks = dict(zip(sorted({row[line[0]] for row in rows}), cycle(LINE_LOOKS), strict=False))
     for (upper, lower), text in zip(figure.subplots(2, len(texts), squeeze=False).T, texts, strict=True):
         dense = texts[text]["common"]
@@ -154,9 +162,9 @@ def _plot_ablation(
             for axes, key in ((upper, "perplexity"), (lower, "ppl_increase_percent")):
                 values = [row["common"][key] for row in points]
                 arms = error_arms(values, [row["common"][f"{key}_interval"] for row in points])
-                axes.errorbar(where, values, arms, elinewidth=0.9, **look)
+                axes.errorbar(where, values, arms, elinewidth=0.8, **look)
         written = interval_text(dense["perplexity"], dense["perplexity_interval"])
-        upper.set(title=f"{textwrap.fill(text, 48)}\ndense: {written}", ylabel="perplexity")
+        upper.set(title=f"{textwrap.fill(text, 40)}\ndense: {written}", ylabel="perplexity")
         lower.set(title="Change against dense, paired token by token", ylabel="change of perplexity, %")
         for axes in (upper, lower):
             axes.set_xticks([*places.values()], [*map(str, places)])
@@ -192,42 +200,47 @@ def plot_long_stream(streams: Sequence[Record]) -> Figure:
         streams: `collect_long_stream` records, of one model and machine.
     """
     check_comparable(streams, same_stream=False)
-    figure = Figure((max(6.0, 4.6 * len(streams)), 8.4))
+    figure = Figure((COLUMN * len(streams), 6.6))
     reference = _size(streams[0]["rows"][-1])
     looks = _look_rows(streams[0]["rows"])
     panels = figure.subplots(3, len(streams), squeeze=False)
     for stream, column in zip(streams, panels.T, strict=True):
         perplexity, difference, memory = column
         difference.axhline(0, **DENSE_LOOK)
+        low, high = np.transpose(stream["rows"][-1]["running_interval"])
+        perplexity.fill_between(
+            stream["rows"][-1]["tokens_seen"], low, high, **band_look(METHOD_LOOKS["streaming"])
+        )
         for row, look in zip(stream["rows"], looks.values(), strict=True):
             x = row["tokens_seen"]
             perplexity.plot(x, row["running_perplexity"], **look)
             if row is not stream["rows"][-1]:
                 difference.plot(x, row["part_difference_nats"], **look)
             memory.plot(x, [held / 2**20 for held in row["kv_bytes"]], **look)
-        for axes in column:
-            if stream["trained_length"] is not None:
-                axes.axvline(stream["trained_length"], color="#999999", linewidth=0.8, linestyle=":")
+        trained = stream["trained_length"]
+        if trained is not None:
+            for axes in column:
+                axes.axvline(trained, **LIMIT_LOOK)
+            label_limit(memory, trained, f"trained to {trained:,}")
         _scale_perplexity(perplexity)
         use_log_scale(memory)
-        perplexity.set(title=textwrap.fill(stream["dataset"], 48), ylabel="perplexity so far")
+        perplexity.set(title=textwrap.fill(stream["dataset"], 40), ylabel="perplexity so far")
         difference.set(
             ylabel=f"loss - loss of {reference}, nats", title=f"Each {stream['part']} tokens, paired"
         )
         memory.set(ylabel="keys and values, MiB", title="Memory")
         for axes in column:
             axes.set(xlabel="tokens seen", xlim=(0, None))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.xaxis.set(major_locator=MaxNLocator(4), major_formatter=StrMethodFormatter("{x:,.0f}"))
     handles = [Line2D([], [], **look, label=label) for label, look in looks.items()]
     counts = [stream["tokens"]["count"] for stream in streams]
-    trained = streams[0]["trained_length"]
-    end = "" if trained is None else f"dotted: {trained:,} positions, to which the model was trained; "
     dense = streams[0]["rows"][0]["tokens_seen"][-1]
     notes = [
         describe_setting(streams[0]),
         f"{' / '.join(f'{n:,}' for n in dict.fromkeys(counts))} tokens of each text, dense and window only "
-        f"to {dense:,}; "
-        f"{end}{streams[0]['protocol']}",
+        f"to {dense:,}; {streams[0]['protocol']}",
+        f"shaded: {100 * streams[0]['confidence']:g} % interval of {reference}, within this text; "
+        "differences are paired, so that it does not count for them",
     ]
     finish(figure, "Perplexity along a stream far past the trained length", handles, notes)
     return figure
@@ -235,7 +248,7 @@ def plot_long_stream(streams: Sequence[Record]) -> Figure:
 
 def _look_rows(rows: Sequence[Record]) -> dict[str, Look]:
     """Return the look of every row by its label: a method keeps its colour, sizes differ in style."""
-    looks, styles = {}, cycle(("-", ":", "--", "-."))
+    looks, styles = {}, cycle(SIZE_STYLES)
     for row in reversed(rows):  # the largest cache gets the solid line
         look = {**METHOD_LOOKS[row["method"]], "marker": ""}
         if row["method"] == "streaming":

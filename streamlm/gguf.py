@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader, TokenType
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from streamlm.archives import Source, extract_members
+from streamlm.archives import Source, check_archive, extract_members
 from streamlm.records import atomic_path
 
 Metadata = dict[str, Any]
@@ -54,6 +55,7 @@ def convert_model(source: Source, file: Path, out_dir: Path, title: str) -> None
     if source["kind"] == "path":
         convert_gguf(file, out_dir, title)
         return
+    check_archive(source, file)
     with tempfile.TemporaryDirectory() as folder:
         (name, content), *others = extract_members(file, source["members"])
         if others:
@@ -137,4 +139,9 @@ def _convert_weights(gguf_file: Path, folder: Path, title: str) -> None:
             gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, local_files_only=True
         )
         model.config.streamlm_title = title
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(
+                f"cannot write the weights of {title}: {error}; free some space and try again"
+            ) from error

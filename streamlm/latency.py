@@ -5,7 +5,6 @@ their times can be compared turn by turn.
 """
 
 import copy
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from streamlm.cache import SinkCache
@@ -26,6 +24,7 @@ from streamlm.config import METHODS
 from streamlm.memory import measure_rise
 from streamlm.models import choose_device, device_name, model_title, parse_dtype, prepare, read_model
 from streamlm.perplexity import trained_length, use_threads
+from streamlm.progress import progress
 from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
 from streamlm.scoring import CHUNK, check_ids
@@ -199,9 +198,11 @@ def measure_latency(
         for decoder, count in zip(decoders, counts, strict=True):
             time_steps(decoder, min(latency.warmup_tokens, count))
         times: list[list[list[float]]] = [[] for _ in sides]  # of side, run, token
-        for _ in tqdm(range(latency.runs), unit="run", file=sys.__stderr__, disable=None):
-            for decoder, count, runs in zip(decoders, counts, times, strict=True):
-                runs.append(time_steps(decoder, count))
+        with progress(latency.runs, "run") as bar:
+            for _ in range(latency.runs):
+                for decoder, count, runs in zip(decoders, counts, times, strict=True):
+                    runs.append(time_steps(decoder, count))
+                bar.update()
         return [
             {
                 **setting.record,
@@ -247,13 +248,15 @@ def measure_long_run(
         assert isinstance(young.cache, SinkCache)
         begin = young.cache.state_dict()
         step_ms = np.empty((2, tokens))  # of the long stream, of the young ones
-        for i in tqdm(range(tokens), unit="token", file=sys.__stderr__, disable=None):
-            if i % YOUNG_TOKENS == 0:
-                young.cache = SinkCache(setting.prepared.config, n_sink, capacity - n_sink)
-                young.cache.load_state_dict(begin)
-            pair = (old, young) if i % 2 else (young, old)
-            times = {decoder: time_steps(decoder, 1)[0] for decoder in pair}
-            step_ms[:, i] = times[old], times[young]
+        with progress(tokens, "token") as bar:
+            for i in range(tokens):
+                if i % YOUNG_TOKENS == 0:
+                    young.cache = SinkCache(setting.prepared.config, n_sink, capacity - n_sink)
+                    young.cache.load_state_dict(begin)
+                pair = (old, young) if i % 2 else (young, old)
+                times = {decoder: time_steps(decoder, 1)[0] for decoder in pair}
+                step_ms[:, i] = times[old], times[young]
+                bar.update()
         parts = np.array_split(step_ms, min(LONG_RUN_PARTS, tokens), axis=1)
         seen = capacity + np.cumsum([part.shape[1] for part in parts])
         medians, control = np.transpose([np.median(part, axis=1) for part in parts])
@@ -385,7 +388,7 @@ def _setting(
         "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": {
-            **describe_environment(),
+            **describe_environment(__file__),
             "device": device_name(device),
             "dtype": dtype,
             "torch_threads": torch.get_num_threads(),

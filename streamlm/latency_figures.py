@@ -15,8 +15,11 @@ from streamlm.plotting import (
     DENSE_LOOK,
     METHOD_LOOKS,
     NUMBER_LOOK,
+    PAGE,
+    PEAK_LOOK,
+    SMALL,
+    SMALL_LOOK,
     STYLE,
-    Look,
     error_arms,
     finish,
     use_log_scale,
@@ -24,7 +27,6 @@ from streamlm.plotting import (
 from streamlm.records import Record
 from streamlm.summary import METHOD_NAMES, describe_setting
 
-PEAK_LOOK: Look = {"linestyle": ":", "markerfacecolor": "white"}
 MIB = 2**20
 
 
@@ -39,7 +41,7 @@ def plot_decoding_latency(records: Sequence[Record], long_run: Record) -> Figure
     """
     check_timings([*records, long_run])
     lines = lines_of(records)
-    figure = Figure((9.0, 7.4))
+    figure = Figure((PAGE, 5.8))
     times, ratios, memory, along = figure.subplots(2, 2).flat
     _plot_times(times, lines)
     _plot_ratios(ratios, records)
@@ -86,7 +88,7 @@ def _plot_times(axes: Axes, lines: dict[str, list[Record]]) -> None:
     for method, records in lines.items():
         values = [record["step_ms"]["median"] for record in records]
         spans = error_arms(values, [record["step_ms"]["spread"] for record in records])
-        axes.errorbar([r["capacity"] for r in records], values, spans, elinewidth=0.9, **METHOD_LOOKS[method])
+        axes.errorbar([r["capacity"] for r in records], values, spans, elinewidth=0.8, **METHOD_LOOKS[method])
     use_log_scale(axes)
     axes.set(title="Time per token", ylabel="ms per token")
 
@@ -97,11 +99,11 @@ def _plot_ratios(axes: Axes, records: Sequence[Record]) -> None:
         found = speedups(records, method)
         values = [ratio["ratio"] for ratio in found.values()]
         spans = error_arms(values, [ratio["spread"] for ratio in found.values()])
-        axes.errorbar([*found], values, spans, elinewidth=0.9, **METHOD_LOOKS[method])
+        axes.errorbar([*found], values, spans, elinewidth=0.8, **METHOD_LOOKS[method])
         for size, ratio in found.items():
             place, look = (size, ratio["spread"][1]), NUMBER_LOOK
             if method == "dense":
-                place, look = (size, ratio["spread"][0]), NUMBER_LOOK | {"xytext": (0, -2.5), "va": "top"}
+                place, look = (size, ratio["spread"][0]), NUMBER_LOOK | {"xytext": (0, -2), "va": "top"}
             axes.annotate(f"{ratio['ratio']:.3g}x", place, **look)
     axes.margins(y=0.15)
     use_log_scale(axes)
@@ -118,7 +120,7 @@ def _plot_memory(axes: Axes, lines: dict[str, list[Record]]) -> None:
             rise = np.array([record["step_peak_bytes"] for record in records]) / MIB
             axes.plot(sizes, kept + rise, **METHOD_LOOKS[method] | PEAK_LOOK)
     use_log_scale(axes)
-    axes.set(title="Memory: keys and values kept (filled), peak of a step (hollow)", ylabel="MiB")
+    axes.set(title="Memory kept (filled) and peak of a step (hollow)", ylabel="keys and values, MiB")
 
 
 def _plot_long_run(axes: Axes, record: Record) -> None:
@@ -126,7 +128,7 @@ def _plot_long_run(axes: Axes, record: Record) -> None:
     trend, times = record["trend_percent_per_1000_tokens"], record["step_ms"]
     for key, look, label in (
         ("young_parts", DENSE_LOOK, "young streams beside it"),
-        ("parts", METHOD_LOOKS["streaming"] | {"markersize": 3}, "this stream"),
+        ("parts", METHOD_LOOKS["streaming"] | {"markersize": 2.5}, "this stream"),
     ):
         axes.plot(record["tokens_seen"], times[key], **look, label=label)
     axes.set_ylim(0, 1.45 * max(*times["parts"], *times["young_parts"]))
@@ -135,6 +137,6 @@ def _plot_long_run(axes: Axes, record: Record) -> None:
         xlabel="tokens seen",
         ylabel="ms per token",
     )
-    axes.legend(loc="lower left", ncols=2)
+    axes.legend(loc="lower left", ncols=2, fontsize=SMALL, columnspacing=1)
     told = f"ratio: {trend['slope']:+.1f} [{trend['low']:+.1f}, {trend['high']:+.1f}] % per 1,000 tokens"
-    axes.text(0.02, 0.97, told, va="top", fontsize=7.5, transform=axes.transAxes)
+    axes.text(0.02, 0.97, told, transform=axes.transAxes, **SMALL_LOOK)

@@ -237,7 +237,9 @@ def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
             )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the model in {folder} cannot be read: {reason}") from error
+        raise ValueError(
+            f"the model in {folder} cannot be read: {reason}; fetch or convert it again"
+        ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             names = sorted(map(str, report[kind]))

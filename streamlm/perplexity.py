@@ -1,25 +1,22 @@
 """The record of one stream scored by one method."""
 
 import os
-import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from streamlm.attention import QUERY_BLOCK
 from streamlm.checkpoint import Checkpoint
 from streamlm.config import StreamConfig, method_geometry
 from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
-from streamlm.provenance import code_fingerprint, describe_environment
+from streamlm.progress import progress
+from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
 from streamlm.ring import STORAGES
 from streamlm.scoring import CHUNK, draw_positions, recompute_losses, score_stream
@@ -76,7 +73,8 @@ def measure_perplexity(
         storage: name of what the window is held as, if not as `dtype`; sinks are.
         bootstrap: settings of the intervals.
         title: true name of the model, if its folder does not tell it.
-        checkpoint: file to keep the state of a long run in, and to go on from after a kill.
+        checkpoint: file to keep the state of a long run in, and to go on from after a kill. It outlives
+            the scoring: `discard_checkpoint` it once the losses are written.
 
     Raises:
         ValueError: for any mistake in the above; if a loss is not finite.
@@ -91,7 +89,7 @@ def measure_perplexity(
     device = choose_device(device)
     model = load_model(model_dir, dtype=parse_dtype(dtype), device=device)
     environment = {
-        **describe_environment(),
+        **describe_environment(__file__),
         "device": device_name(device),
         "dtype": dtype,
         "torch_threads": torch.get_num_threads(),
@@ -104,7 +102,6 @@ def measure_perplexity(
             "geometry": [scored.n_sink, scored.window_size],
             "storage": storage,
             "model": _fingerprint(Path(model_dir)),
-            "code": code_fingerprint(__file__),
             "environment": environment,
         }
         state = Checkpoint(Path(checkpoint), identity, every=KEEP_EVERY)
@@ -117,8 +114,6 @@ def measure_perplexity(
         outcome, again = _recompute(model, ids, places, cfg.capacity, outcome)
         _check_finite(again, model_dir, dtype)
         correction, recomputed = _describe_sample(outcome.losses, again, places, scored, bootstrap)
-    if state is not None:
-        state.discard()
     caveats = notes(model, cfg)
     for line in caveats:
         warnings.warn(line, stacklevel=2)
@@ -134,6 +129,7 @@ def measure_perplexity(
         "storage": storage or dtype,
         "protocol": f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time",
         "confidence": bootstrap.confidence,
+        "bootstrap": asdict(bootstrap),
         "baseline": None,
         "streaming": {
             **describe_losses(losses, bootstrap, correction=correction),
@@ -164,7 +160,7 @@ def _score(
     state: Checkpoint | None,
 ) -> Outcome:
     """Score the whole stream under a progress bar: tokens, rate, perplexity so far, time left."""
-    with _bar(len(ids) - 1, "token") as bar:
+    with progress(len(ids) - 1, "token") as bar:
 
         def show(losses: np.ndarray) -> None:
             if not bar.n and state is not None:
@@ -185,7 +181,7 @@ def _recompute(
     """Encode the contexts of `places` from scratch; return what that costs, and the losses (M,)."""
     if not len(places):  # nothing is evicted: all methods are the same
         return streaming, np.empty(0)
-    with _bar(len(places), "position") as bar:
+    with progress(len(places), "position") as bar:
         begin = time.perf_counter()
         losses, cache = recompute_losses(
             model, ids, places, capacity, on_progress=lambda n: bar.update(n - bar.n)
@@ -216,13 +212,6 @@ def _describe_sample(
     found = sample_difference(again.astype(np.float64) - streaming[places], spacing, bootstrap)
     section |= {"difference_nats": found.mean, "difference_interval": [found.low, found.high]}
     return Correction(cfg.capacity, found), {"recomputed": section}
-
-
-@contextmanager
-def _bar(total: int, unit: str) -> Iterator[Any]:
-    """A progress bar on the terminal itself: sys.stderr is a log file where a workflow runs this."""
-    with tqdm(total=total, unit=unit, file=sys.__stderr__, disable=None) as bar:
-        yield bar
 
 
 def _check_finite(losses: np.ndarray, model_dir: Path | str, dtype: str) -> None:

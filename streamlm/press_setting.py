@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Setting:
 
 def open_setting(
     *,
+    module: str,
     model_dir: Path | str,
     texts: Texts,
     n_ids: int,
@@ -44,6 +45,8 @@ def open_setting(
     title: str | None,
 ) -> Setting:
     """Return a model and the first `n_ids` of each text, with the beginning of a record about them.
+
+    `module` is the file that measures, the other arguments are those of `measure_compression`.
 
     Raises:
         ValueError: if presses cannot be compared on them.
@@ -60,11 +63,12 @@ def open_setting(
     check_model(model)
     for ids in texts.values():
         check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
-    environment = describe_environment() | {"kvpress": metadata.version("kvpress")}
+    environment = describe_environment(module) | {"kvpress": metadata.version("kvpress")}
     record = {
         "model": model_title(model) if title is None else title,
         "trained_length": trained_length(model),
         "confidence": bootstrap.confidence,
+        "bootstrap": asdict(bootstrap),
         "environment": {
             **environment,
             "device": device_name(device),

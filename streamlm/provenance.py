@@ -75,9 +75,14 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe_environment() -> dict[str, object]:
-    """Return the versions and the machine of this process."""
+def describe_environment(module: Path | str) -> dict[str, object]:
+    """Return the versions, the machine and the code that a measurement was made with.
+
+    Args:
+        module: the file that measures; its code is that of all it imports.
+    """
     return {
+        "code": code_fingerprint(module),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",

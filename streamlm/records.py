@@ -1,11 +1,16 @@
 """Result records: what a measurement says, and how it reaches the disk whole."""
 
+import errno
+import fcntl
+import glob
 import hashlib
+import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +24,72 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` only if the block succeeds.
 
     The block writes a file or a folder at the yielded path. A kill leaves at most a hidden
-    ``.{name}.*`` folder beside the target, never a half-written target.
+    ``.{name}.*`` folder beside the target, never a half-written target; the next write of it clears that.
 
     Args:
         target: the final path of a file or a folder; its parent is created.
+
+    Raises:
+        OSError: one line, if the disk refuses: what could not be written, why, and what to do.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        made = workshop / target.name
-        yield made
-        if target.is_dir():  # a rename cannot replace a folder that holds anything
-            if not made.is_dir():
-                raise ValueError(f"{target} is a folder; name a file to write")
-            shutil.rmtree(target)
-        made.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target)
+        with _workshop(target) as workshop:
+            made = workshop / target.name
+            yield made
+            if target.is_dir():  # a rename cannot replace a folder that holds anything
+                if not made.is_dir():
+                    raise ValueError(f"{target} is a folder; name a file to write")
+                shutil.rmtree(target)
+            made.replace(target)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise OSError(f"cannot write {target}: {error.strerror}; {remedy}") from error
+
+
+_FREE = "nothing of it is kept and what was there stays; free some space and run the same command again"
+_ALLOW = "make the folder writable, or name another"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FREE),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _ALLOW),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed; move it away"),
+}
+
+
+@contextmanager
+def _workshop(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, locked while it is in use; the system unlocks it at a kill."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _open_folder(folder) as handle:
+        with suppress(OSError):  # a file system without locks: nothing is cleared there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        os.close(handle)
+
+
+def clear_leftovers(target: Path | str) -> None:
+    """Remove what killed writes of `target` left beside it; a write that still runs is let alone."""
+    target = Path(target)
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with suppress(OSError), _open_folder(folder) as handle:  # in use, gone, or not ours
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if {path.name for path in folder.iterdir()} <= {target.name}:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(target: Path | str, content: Any) -> None:
@@ -45,7 +98,13 @@ def write_json(target: Path | str, content: Any) -> None:
     Raises:
         ValueError: if a number in it is not finite.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{target} is not written, a number in it is not finite ({error}); "
+            "the model's weights are damaged, or its dtype is too narrow for it"
+        ) from error
     with atomic_path(target) as path:
         path.write_text(text + "\n", encoding="utf-8")
 
@@ -64,8 +123,12 @@ def write_text(target: Path | str, text: str) -> None:
 
 def write_array(target: Path | str, array: np.ndarray) -> None:
     """Write `array` as `.npy`, whole or not at all."""
-    with atomic_path(target) as path, path.open("wb") as file:
-        np.save(file, array)
+    content = (
+        io.BytesIO()
+    )  # into a file numpy writes past Python, and a full disk is "0 written" without a reason
+    np.save(content, array)
+    with atomic_path(target) as path:
+        path.write_bytes(content.getbuffer())
 
 
 def read_record(path: Path | str) -> Record:

@@ -54,21 +54,24 @@ def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
     """Return the mean of a dependent sequence with its percentile interval.
 
     Blocks of consecutive values are drawn with replacement until they cover the length of the sequence, so
-    the dependence within a block survives. A sequence shorter than two blocks gets blocks of half its
-    length. From fewer than about ten blocks the interval is too narrow: of independent values, nominal 95 %
-    covered 54 % with two blocks, 85 % with five and 93 % with sixteen.
+    the dependence within a block survives. The sequence is bent to a ring: otherwise its first and last
+    values stand in fewer blocks than the others, and of a short one the interval can miss the mean. A
+    sequence shorter than two blocks gets blocks of half its length. From fewer than about ten blocks the
+    interval is too narrow: of independent values, nominal 95 % covered 71 % with two blocks, 87 % with five
+    and 92 % with sixteen.
 
     Args:
         values: (N,) in order of the stream, N >= 1.
         cfg: block length, number of resamples, confidence, seed.
 
-    Source: Künsch, The jackknife and the bootstrap for general stationary observations (1989), section 2.3.
+    Source: Künsch, The jackknife and the bootstrap for general stationary observations (1989), section 2.3;
+    the ring: Politis and Romano, A circular block-resampling procedure for stationary data (1992).
     """
     values = np.asarray(values, dtype=np.float64)
     block = max(1, min(cfg.block, len(values) // 2))
     n_blocks = -(-len(values) // block)
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    block_means = (sums[block:] - sums[:-block]) / block  # (N - block + 1,)
+    sums = np.cumsum(np.concatenate(([0.0], values, values[: block - 1])))
+    block_means = (sums[block:] - sums[:-block]) / block  # (N,)
     rng = np.random.default_rng(cfg.seed)
     # One resample at a time: of a stream of millions, all together would not fit into memory.
     means = [block_means[rng.integers(0, len(block_means), n_blocks)].mean() for _ in range(cfg.resamples)]

@@ -177,6 +177,7 @@ def collect_ablation(
         "baseline": {
             run.record["dataset"]: {
                 **run.record["streaming"],
+                "tokens": run.record["tokens"],
                 "common": after_token(run.losses, first_token, cfg),
             }
             for run in texts.values()
@@ -197,6 +198,8 @@ METHOD_NAMES = {
     "recompute": "window re-encoded",
     "streaming": "streaming (sinks + window)",
 }
+# Of attention over a text of T tokens with C entries kept; figure 1 of arXiv:2309.17453.
+ATTENTION_COSTS = {"dense": "O(T²)", "window": "O(TC)", "recompute": "O(TC²)", "streaming": "O(TC)"}
 
 RESULT_HEADERS = (
     "text",

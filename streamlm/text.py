@@ -2,7 +2,7 @@
 
 import bz2
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,3 +184,27 @@ def text_document(name: str, raw: bytes) -> Document:
     if not text.strip():
         raise ValueError(f"{name} holds no text; give a file with at least one word")
     return Document(title=Path(name).stem, text=text)
+
+
+_ARTICLE = re.compile(r" = (?!= )(.+?)(?<! =) = ")
+
+
+def wikitext_documents(rows: Sequence[str]) -> list[Document]:
+    """Return the articles of WikiText, of which a data set holds one line a row.
+
+    An article begins at a line `` = Title = `` that stands between blank lines; sections have more signs.
+    Lines are joined as they stood; what the corpus did to words (``<unk>``, ``@-@``) stays.
+    """
+    lines = ["", *(row.removesuffix("\n") for row in rows), ""]
+    starts, titles = [], []
+    for i in range(1, len(lines) - 1):
+        heading = _ARTICLE.fullmatch(lines[i])
+        if heading and not lines[i - 1].strip() and not lines[i + 1].strip():
+            starts.append(i)
+            titles.append(heading[1])
+    pieces = zip([0, *starts], [*starts, len(lines)], strict=True)
+    documents = [
+        Document(title=title, text="\n".join(lines[start:end]).strip())
+        for title, (start, end) in zip(["", *titles], pieces, strict=True)
+    ]
+    return [document for document in documents if document.text]

@@ -3,7 +3,10 @@
 import io
 import os
 import tarfile
+import time
 import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in these tests may ask a model hub
 
@@ -92,3 +95,46 @@ def make_tar(path, members):
 def archive(request, tmp_path):
     make, name = request.param
     return make(tmp_path / name, MEMBERS)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The small experiment (see small_run.py) after a run of so many seconds."""
+
+    place: Path
+    seconds: float
+    contents: dict
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    from small_run import TARGETS, contents, make_project, run
+
+    place = make_project(tmp_path_factory.mktemp("undisturbed"))
+    begin = time.monotonic()
+    done, said = run(place, *TARGETS)
+    assert done, said
+    return Undisturbed(place, time.monotonic() - begin, contents(place))
+
+
+@dataclass(frozen=True)
+class Second(Undisturbed):
+    """Another run of it, during which the same command was typed once more."""
+
+    refused: bool
+    refusal: str
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory):
+    from small_run import TARGETS, contents, make_project, run, start
+
+    place = make_project(tmp_path_factory.mktemp("second"))
+    begin = time.monotonic()
+    first = start(place, *TARGETS, said="first.txt")
+    while not any((place / ".snakemake" / "locks").glob("*")):
+        assert first.poll() is None, (place / "first.txt").read_text()
+        time.sleep(0.05)
+    done, refusal = run(place, *TARGETS)
+    assert first.wait() == 0, (place / "first.txt").read_text()
+    return Second(place, time.monotonic() - begin, contents(place), not done, refusal)

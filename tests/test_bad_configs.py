@@ -66,6 +66,17 @@ def assert_reported(config, expected):
     assert len(lines) == len(expected), lines
 
 
+def hub_model(**more):
+    """A model of a hub."""
+    return {"title": "M", "source": {"kind": "hub", "repo": "org/name", "revision": "main"} | more}
+
+
+def hub_text(**more):
+    """The source of a text of a hub."""
+    fixed = {"config": None, "split": "test", "column": "text", "rows": None, "format": "text"}
+    return hub_model()["source"] | fixed | more
+
+
 def path_source(path, **more):
     return {"kind": "path", "format": "text", "path": path, **more}
 
@@ -184,7 +195,28 @@ ALONE = [
     ),
     ({"corpora/pg19/title": ""}, "corpora.pg19.title: '' is not allowed; use the true name"),
     ({"corpora/pg19/title": False}, "corpora.pg19.title: false is of the wrong type ... in quotes"),
-    ({"corpora/pg19/source/kind": "hubb"}, "corpora.pg19.source.kind: 'hubb' is not known;  ... use one of"),
+    ({"corpora/pg19/source/kind": "hubb"}, "corpora.pg19.source.kind: 'hubb' is not known; ... mean hub?"),
+    (
+        {"models/m": hub_model(repo="m")},
+        "models.m.source.repo: 'm' is not allowed; use a repository of the hub",
+    ),
+    (
+        {"models/m": hub_model(split="test")},
+        "models.m.source.split: 'test' is under an unknown key; known are",
+    ),
+    (
+        {"models/m": hub_model(gguf="a.bin")},
+        "models.m.source.gguf: 'a.bin' is not ... the name of a .gguf file",
+    ),
+    (
+        {"corpora/pg19/source": hub_text(rows=0)},
+        "corpora.pg19.source.rows: 0 is too small; use an integer of 1",
+    ),
+    ({"corpora/pg19/source": hub_text(format="xml")}, "corpora.pg19.source.format: 'xml' is not known"),
+    (
+        {"corpora/pg19/source": hub_text(trust_remote_code=True)},
+        "corpora.pg19.source.trust_remote_code: true is under an unknown key",
+    ),
     ({"corpora/pg19/source/format": "txt"}, "corpora.pg19.source.format: 'txt' is not known ... mean text?"),
     ({"corpora/pg19/source/sha256": "F00"}, "corpora.pg19.source.sha256: 'F00' is not allowed ... 64 digits"),
     (

@@ -1,14 +1,29 @@
-"""The command as a user types it, in its own process."""
+"""The command as a user types it."""
 
+import io
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import get_args
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from tiny_model import write_tiny_model
+
+from streamlm import __version__
+from streamlm.cli import main
+from streamlm.commands.look import FIGURES
+from streamlm.commands.measure import Method
+from streamlm.config import METHODS
+from streamlm.stats import BootstrapConfig
+from streamlm.summary import collect_ablation
 
 ROOT = Path(__file__).parent.parent
 PROSE = "Attention sinks keep a stream of text steady. " * 12
@@ -38,6 +53,19 @@ def command(*args):
 
 
 def streamlm(place, *args):
+    """What the command does in this process: starting another takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        chdir(place), redirect_stdout(out), redirect_stderr(err),
+        patch.object(sys, "argv", ["streamlm", *map(str, args)]), patch.dict(os.environ, COLUMNS="80"),
+        pytest.raises(SystemExit) as ended,
+    ):  # fmt: skip
+        main()
+    return subprocess.CompletedProcess(args, ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def streamlm_alone(place, *args):
+    """The same in a process of its own."""
     return subprocess.run(command(*args), cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
 
 
@@ -125,8 +153,8 @@ def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
     other = streamlm(place, *common, "--method", "dense", *baseline)
     assert "which was not measured now; ask for it too" in other.stderr
     for args, message in (
-        (("--method", "steaming"), "unknown method 'steaming'"),
-        (("--runs", 1), "runs must be >= 2, got 1"),
+        (("--method", "steaming"), "unknown --method in ['steaming']; known are dense, window"),
+        (("--runs", 1), "'--runs': Input should be greater than or equal to 2"),
         (("--capacity", 500), "100 tokens do not fill a cache of 500"),
         (("--baseline", "empty.json"), "no record of `streamlm latency`"),
     ):
@@ -138,7 +166,7 @@ def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
 def test_compare_tells_both_protocols_and_the_equality(place):
     common = ("compare", "--model-name", "model", "--tokens", "ids.npy", "--window-size", 16)
     presses = ("--press", "KnormPress", "--press", "SnapKVPress(window_size=8)")
-    done = streamlm(place, *common, *presses, "--interval", 2, "--output", "compared.json")
+    done = streamlm_alone(place, *common, *presses, "--interval", 2, "--output", "compared.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ids.npy: cut once to 20") == 1 + 4 + 2
     assert done.stdout.count("ids.npy: decoded at 20") == 5
@@ -158,42 +186,66 @@ def test_compare_tells_both_protocols_and_the_equality(place):
         assert len(refused.stderr.splitlines()) == 1
 
 
+def refuse(done, status, message):
+    """A mistake is one line on stderr, the status says of what kind, and stdout stays empty."""
+    assert message in done.stderr
+    assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (status, 1, "")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--text", "text.txt", "--n-sink", "-1"], "n_sink must be >= 0, got -1"),
-        (["--text", "text.txt", "--window-size", "0"], "window_size must be >= 1, got 0"),
+        (["--text", "text.txt", "--n-sink", "-1"], "'--n-sink': Input should be greater than or equal to 0"),
         (
-            ["--text", "text.txt", "--method", "steaming"],
-            "unknown method 'steaming'; known are dense",
+            ["--text", "text.txt", "--window-size", "0"],
+            "'--window-size': Input should be greater than or equal to 1",
         ),
+        (["--text", "text.txt", "--method", "steaming"], "'steaming' is not one of 'dense', 'window'"),
         (["--text", "text.txt", "--n-sink", "x"], "valid integer"),
-        (["--text", "text.txt", "--max-eval-tokens", "1"], "greater than or equal to 2"),
-        (["--text", "text.txt", "--nsink", "1"], "No such option"),
-        (["--text", "text.txt", "--device", "meta"], "unknown device 'meta'; use auto, cpu"),
-        (["--text", "text.txt", "--dtype", "int8"], "unknown dtype 'int8'"),
-        (["--text", "text.txt", "--storage", "int4"], "unknown storage 'int4'; known are bfloat16"),
+        (
+            ["--text", "text.txt", "--max-eval-tokens", "1"],
+            "'--max-eval-tokens': Input should be greater than or equal to 2",
+        ),
+        (["--text", "text.txt", "--nsink", "1"], "No such option: --nsink (Possible options"),
+        (["--text", "text.txt", "--dtype", "int8"], "'int8' is not one of 'float32', 'bfloat16'"),
+        (["--text", "text.txt", "--storage", "int4"], "'int4' is not one of 'bfloat16', 'float16', 'int8'"),
         (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
         (["--text", "text.txt", "--per-token", "never.json"], "two options name the file never.json"),
+        (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),
+        ([], "give exactly one of --dataset-name, --text and --tokens"),
+    ],
+)
+def test_wrong_command_line_is_refused_with_status_2(place, args, message):
+    refuse(evaluate(place, *args), 2, message)
+    assert not (place / "never.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--text", "text.txt", "--device", "meta"], "unknown device 'meta'; use auto, cpu"),
         (["--text", "text.txt", "--baseline", "empty.json"], "cannot read the losses of empty.json"),
         (["--tokens", "empty.npy"], "cannot read token ids from empty.npy"),
-        (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),
         (["--text", "empty.txt"], "holds no text"),
         (["--text", "missing.txt"], "no such file: missing.txt"),
         (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
         (["--tokens", "floats.npy"], "must hold one row of int64 token ids"),
         (["--tokens", "missing.npy"], "cannot read token ids from missing.npy"),
         (["--dataset-name", "wikitext"], "make it with `snakemake data/wikitext/sample.json`"),
-        ([], "give exactly one of --dataset-name, --text and --tokens"),
         (["--text", "text.txt", "--baseline", "none.json"], "there is no record none.json"),
+        (
+            ["--text", "text.txt", "--model-name", "data/models/smollm2-135m-instruct"],
+            "make it with `snakemake data/models/smollm2-135m-instruct`",
+        ),
     ],
 )
-def test_mistake_is_reported_without_traceback_or_output(place, args, message):
-    done = streamlm(place, "evaluate", "--model-name", "model", *args, "--output", "never.json")
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_fault_at_work_is_told_with_status_1(place, args, message):
+    refuse(evaluate(place, *args), 1, message)
     assert not (place / "never.json").exists()
+
+
+def evaluate(place, *args):
+    return streamlm(place, "evaluate", "--model-name", "model", "--output", "never.json", *args)
 
 
 def test_folder_named_as_output_keeps_what_it_holds(place):
@@ -211,6 +263,230 @@ def test_baseline_with_other_losses_is_refused(place):
     assert done.stderr.strip().endswith("are not the ones it was made of")
 
 
-def test_help_shows_an_example():
-    done = streamlm(ROOT, "evaluate", "--help")
-    assert "Example: streamlm evaluate" in " ".join(done.stdout.split())
+def test_ablation_of_windows_is_a_table_a_record_and_a_figure(place):
+    common = ("ablate", "--ablation-type", "window_size", "--model-name", "model", "--tokens", "ids.npy")
+    sizes = ("--window-size", 8, "--window-size", 16, "--n-sink", 2)
+    done = streamlm(
+        place, *common, *sizes, "--output", "streaming_llm/ablation_window_size.json", "--output-dir", "runs",
+        "--figure", "windows.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
+    assert [row[1:5] for row in table[2:]] == [["ids.npy", "2", "8", "10"], ["ids.npy", "2", "16", "18"]]
+    record = json.loads((place / "streaming_llm/ablation_window_size.json").read_text())
+    runs = [place / "runs" / f"sink2_window{size}.json" for size in (8, 16)]
+    again = collect_ablation("window_size", [place / "runs/dense.json"], runs, BootstrapConfig())
+    assert record == json.loads(json.dumps(again))
+    assert (place / "windows.png").read_bytes().startswith(b"\x89PNG")
+    drawn = streamlm(place, "figures", "--results-dir", ".", "--output-dir", "figures")
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout == "figures/ablation_window_size.png\n"
+    assert (place / "figures/ablation_window_size.png").read_bytes() == (place / "windows.png").read_bytes()
+    assert "main_comparison is left out: there is no streaming_llm/*_result.json" in drawn.stderr
+
+
+def test_ablation_of_sinks_holds_the_capacity(place):
+    common = ("ablate", "--ablation-type", "n_sink", "--model-name", "model", "--tokens", "ids.npy")
+    sizes = ("--n-sink", 0, "--n-sink", 4, "--capacity", 12, "--capacity", 20)
+    done = streamlm(place, *common, *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["n_sink"], row["window_size"]) for row in rows] == [(0, 12), (4, 8), (0, 20), (4, 16)]
+    refuse(streamlm(place, "ablate"), 2, "Missing option '--ablation-type'. Choose from: window_size, n_sink")
+    for args, status, message in (
+        (("--window-size", 8), 2, "takes no --window-size"),
+        (("--capacity", 4), 2, "a capacity of 4 leaves no window beside 16 sinks"),
+        (("--capacity", 99), 1, "100 tokens never fill a cache of 99"),
+        (("--ablation-type", "window_size", "--capacity", 9), 2, "takes one --n-sink and no --capacity"),
+    ):
+        refuse(streamlm(place, *common, *args), status, message)
+
+
+def test_figures_of_a_folder_without_records_is_a_fault(place):
+    done = streamlm(place, "figures", "--results-dir", "model", "--only", "main_comparison")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("streamlm: no figure could be drawn from model")
+    refuse(streamlm(place, "figures", "--only", "no"), 2, "unknown figure 'no'; known are main_comparison")
+
+
+def test_every_figure_of_the_workflow_can_be_drawn_again():
+    drawn = re.findall(r'"(\w+)",?$', (ROOT / "Snakefile").read_text().partition("figures/{{name}}")[2], re.M)
+    assert set(drawn) == set(FIGURES)
+
+
+def test_info_tells_layout_and_costs(place):
+    done = streamlm(place, "info", "--model-name", "model", "--window-size", 12, "--context", 1000)
+    assert done.returncode == 0, done.stderr
+    assert "4 of queries, 2 of keys and values; size 8" in done.stdout
+    assert "256 bytes a token" in done.stdout
+    assert "|   4+12 |   0.0 |              55.6 times |" in done.stdout
+    told = streamlm(
+        place, "info", "--model-name", "model", "--window-size", 96, "--json", "--storage", "int8"
+    )
+    record = json.loads(told.stdout)
+    assert record["layout"]["trained_length"] == 64
+    (cache,) = record["cache"]["caches"]
+    assert cache["kv_bytes"] == 2 * 2 * (96 * 2 * (8 + 4) + 4 * 3 * 8 * 4)
+
+
+def generate(place, *args):
+    return streamlm(place, "generate", "--model-name", "model", "--ignore-eos", *args)
+
+
+def test_generate_writes_on_far_past_the_trained_length(place):
+    common = ("--window-size", 20, "--max-new-tokens", 300, "--temperature", 1)
+    shown = generate(place, "--prompt", "Once upon a time", *common)
+    assert shown.returncode == 0, shown.stderr
+    assert "300 tokens in" in shown.stderr
+    assert "24 tokens held" in shown.stderr
+    written = generate(place, "--prompt", "Once upon a time", *common, "--output", "story.txt")
+    assert (written.stdout, (place / "story.txt").read_text()) == ("", shown.stdout)
+    told = generate(place, "--prompt", "Once upon a time", *common, "--json")
+    (text,) = json.loads(told.stdout)["texts"]
+    assert (text["text"] + "\n", text["new_tokens"], text["ended_by"]) == (shown.stdout, 300, "length")
+    other = generate(place, "--prompt", "Once upon a time", *common, "--seed", 1)
+    assert other.stdout != shown.stdout
+
+
+def test_prompts_of_a_file_are_answered_as_they_would_be_alone(place):
+    prompts = ["A rose", "is", "a rose of another name"]
+    (place / "prompts.txt").write_text("\n".join(prompts) + "\n\n")
+    common = ("--window-size", 20, "--max-new-tokens", 40, "--dtype", "float64")
+    done = generate(place, "--prompts", "prompts.txt", *common)
+    assert done.returncode == 0, done.stderr
+    alone = [json.loads(generate(place, "--prompt", p, *common, "--json").stdout) for p in prompts]
+    blocks = zip(prompts, alone, strict=True)
+    assert done.stdout == "".join(f"==> {p} <==\n{a['texts'][0]['text']}\n\n" for p, a in blocks)
+
+
+def test_generate_ends_in_front_of_a_stop_text(place):
+    common = ("--prompt", "Hm", "--max-new-tokens", 60, "--temperature", 1, "--json")
+    whole = json.loads(generate(place, *common).stdout)["texts"][0]["text"]
+    stop = next(char for char in whole[10:] if char.isascii() and char.isprintable())
+    (text,) = json.loads(generate(place, *common, "--stop", stop).stdout)["texts"]
+    assert (text["text"], text["ended_by"]) == (whole[: whole.index(stop)], "stop text")
+
+
+def test_generate_refuses(place):
+    refuse(generate(place), 2, "give exactly one of --prompt and --prompts")
+    refuse(
+        generate(place, "--prompt", "a", "--top-p", 2),
+        2,
+        "'--top-p': Input should be less than or equal to 1",
+    )
+    refuse(generate(place, "--prompts", "empty.txt"), 1, "empty.txt holds no prompt")
+    refuse(generate(place, "--prompts", "missing.txt"), 1, "missing.txt")
+    refuse(generate(place, "--prompt", "", "--output", "never.txt"), 1, "the prompt '' has no tokens")
+    refuse(generate(place, "--prompt", "a", "--chat"), 1, "has no chat template")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "latency", "compare"])
+def test_json_is_one_document(place, name):
+    few = {"latency": ("--capacity", 16, "--method", "dense"), "compare": ("--press", "KnormPress")}
+    window = () if name == "latency" else ("--window-size", 16)
+    common = (name, "--model-name", "model", "--tokens", "ids.npy", *window, *few.get(name, ()), "--json")
+    done = streamlm_alone(place, *common)  # kvpress must stay out of this process
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["records"][0] if name == "latency" else record)["dataset"] == "ids.npy"
+
+
+def test_latency_in_json_tells_the_ratio_to_a_baseline(place):
+    common = (
+        "latency",
+        "--model-name",
+        "model",
+        "--tokens",
+        "ids.npy",
+        "--capacity",
+        16,
+        "--method",
+        "dense",
+    )
+    assert streamlm(place, *common, "--output-dir", "json").returncode == 0
+    baseline = "json/decoding_latency_dense_16_sink0.json"
+    told = json.loads(streamlm(place, *common, "--baseline", baseline, "--json").stdout)
+    assert told["against_baseline"]["ratio"] > 0
+    assert told["against_baseline"]["in_turns"] is False
+
+
+@pytest.fixture
+def endless(place):
+    """A process that writes for hours, and has begun to."""
+    args = ("--model-name", "model", "--prompt", "a", "--max-new-tokens", 10**8, "--ignore-eos")
+    with subprocess.Popen(
+        command("generate", *args), cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.read(1)
+        yield process
+        process.kill()
+
+
+def test_interrupt_ends_with_status_130(endless):
+    endless.send_signal(signal.SIGINT)
+    assert b"Traceback" not in endless.communicate()[1]
+    assert endless.returncode == 130
+
+
+def test_reader_that_goes_away_ends_it_quietly(endless):
+    endless.stdout.close()
+    assert b"Traceback" not in endless.stderr.read()
+    assert endless.wait() == 1
+
+
+COMMANDS = ("evaluate", "ablate", "compare", "latency", "generate", "chat", "info", "figures", "version")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name):
+    done = streamlm(ROOT, name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Example: streamlm {name}" in " ".join(done.stdout.split())
+
+
+def test_help_is_in_groups_and_tells_the_exit_status():
+    done = streamlm(ROOT, "--help")
+    for group in ("Measure", "Write", "Look"):
+        assert f"─ {group} ─" in done.stdout
+    assert "Exit status: 0 done; 1 a fault at work" in done.stdout
+    bare = streamlm(ROOT)
+    assert (bare.returncode, bare.stderr) == (2, "")
+    assert bare.stdout.split() == done.stdout.split()
+    assert re.findall(r"│ (\w+)  ", done.stdout) == list(COMMANDS)
+
+
+def test_version_is_printed():
+    assert streamlm(ROOT, "version").stdout == f"{__version__}\n"
+
+
+def test_methods_that_can_be_named_are_those_there_are():
+    assert get_args(Method) == METHODS
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("streamlm ev", "evaluate"),
+        ("streamlm ablate --abl", "--ablation-type"),
+        ("streamlm evaluate --method st", "streaming"),
+        ("streamlm evaluate --dataset-name wi", "wikitext"),
+        ("streamlm compare --press Kn", "KnormPress"),
+        ("streamlm figures --only long", "long_stream"),
+    ],
+)
+def test_bash_completes(typed, offered):
+    words = typed.split()
+    asked = {"_STREAMLM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(command(), env=ENVIRONMENT | asked, capture_output=True, text=True)
+    assert done.stdout.split() == [offered]
+
+
+def test_completion_script_for_bash_is_taken_by_bash(tmp_path):
+    done = subprocess.run(
+        command("--show-completion", "bash"), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    check = subprocess.run(
+        ["bash", "-c", done.stdout + "complete -p streamlm"], capture_output=True, text=True
+    )
+    assert (check.returncode, check.stderr) == (0, "")
+    assert "streamlm" in check.stdout

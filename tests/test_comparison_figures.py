@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import MODELS, VOCAB
 from numpy.testing import assert_allclose
-from test_figures import assert_uncluttered, bars, curves
+from test_figures import assert_printable, assert_tabled, assert_uncluttered, assert_written, bars, curves
 
 from streamlm.comparison_figures import (
     plot_comparison_metrics_table,
@@ -132,6 +132,17 @@ def test_implementations_are_drawn_with_the_records_numbers(comparisons):
     held = decodings[0]["kvpress_every_4"]["survivors"]
     assert_allclose(curves(figure.axes[4])[-1], held["sinks"])
     assert_allclose(curves(figure.axes[5])[-1], held["recent"])
+
+
+@pytest.mark.parametrize("plot", [plot_press_sweep, plot_implementation_comparison])
+def test_every_number_drawn_is_tabled_and_readable(comparisons, plot, tmp_path):
+    figure = plot(comparisons)
+    assert_printable(figure)
+    assert_tabled(figure, plot.__name__.removeprefix("plot_"), comparisons, tmp_path)
+
+
+def test_every_number_of_the_metrics_table_is_in_its_file(comparisons, tmp_path):
+    assert_written("comparison_metrics_table", comparisons, comparison_rows(comparisons), tmp_path)
 
 
 def test_metrics_table_is_written_out(comparisons):

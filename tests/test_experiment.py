@@ -1,11 +1,23 @@
+from copy import deepcopy
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
 
 from streamlm.config import METHODS
-from streamlm.experiment import method_labels, plan_runs, sink_ablation
+from streamlm.config_check import check_config
+from streamlm.experiment import method_labels, names_from, plan_runs, sink_ablation
 
-CONFIG = yaml.safe_load((Path(__file__).parent.parent / "config.yaml").read_text())
+ROOT = Path(__file__).parent.parent
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def test_config_of_the_hub_laid_over_the_default_has_no_fault():
+    config = deepcopy(CONFIG)
+    update_config(config, yaml.safe_load((ROOT / "configs" / "pythia-70m.yaml").read_text()))
+    check_config(config)
+    assert names_from(config, "corpora", hub=True) == "wikitext-103|pg19-book"
+    assert names_from(config, "models", hub=True) == "pythia-70m"
 
 
 def test_every_distinct_geometry_is_run_once():

@@ -1,18 +1,26 @@
 import copy
+import re
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from conftest import VOCAB, tiny_llama
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.testing import assert_allclose
 from PIL import Image
 
+from streamlm.attention import streaming_mask
+from streamlm.config import StreamConfig
 from streamlm.figures import (
     plot_ablation_n_sink,
     plot_ablation_window_size,
@@ -20,11 +28,24 @@ from streamlm.figures import (
     plot_results_summary,
 )
 from streamlm.perplexity import measure_perplexity
-from streamlm.plotting import save_figure
+from streamlm.plotting import (
+    BAR_LOOKS,
+    HATCHES,
+    LINE_LOOKS,
+    METHOD_LOOKS,
+    STYLE,
+    bar_look,
+    looks_of,
+    save_figures,
+)
 from streamlm.records import write_array, write_json
+from streamlm.scheme_figure import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import RESULT_HEADERS, collect_ablation, collect_result, result_rows
+from streamlm.summary import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows
+from streamlm.table_files import write_table
+from streamlm.tables import scheme_rows
 
+PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
 METHODS = ("dense", "window", "recompute", "streaming")
 BOOTSTRAP = BootstrapConfig(block=16, resamples=200)
@@ -126,6 +147,42 @@ def assert_uncluttered(figure):
     return " ".join(" ".join(text.split()) for text, _ in written)
 
 
+def drawn_numbers(figure):
+    """Every number that bars, lines, error bars and bands of a figure show, but for plain references."""
+    for axes in figure.axes:
+        for line in axes.lines:
+            level = line.get_transform() != axes.transData  # a line over the whole width
+            values = np.asarray(line.get_ydata(orig=False), dtype=float)
+            yield from set(values[:1]) - {0.0, 1.0, 1e-4} if level else values
+        yield from bars(axes)
+        yield from error_bars(axes).flat
+        for patch in axes.patches[: len(axes.patches) - len(bars(axes))]:
+            yield from patch.get_extents().transformed(axes.transData.inverted()).intervaly
+        for band in (found for found in axes.collections if isinstance(found, FillBetweenPolyCollection)):
+            yield from band.get_paths()[0].vertices[1:-1, 1]
+
+
+def assert_tabled(figure, name, records, folder):
+    """Every number drawn is in the CSV file of the figure's table."""
+    write_table(name, records, [folder / "table.csv"])
+    table = pd.read_csv(folder / "table.csv").select_dtypes("number").to_numpy().ravel()
+    drawn = np.array(list(drawn_numbers(figure)))
+    assert len(drawn) > 5
+    found = np.isclose(drawn[:, None], np.append(table, 0.0), rtol=1e-9, atol=1e-9).any(axis=1)
+    assert found.all(), drawn[~found]
+
+
+def assert_written(name, records, rows, folder):
+    """Every number in the cells of a table that is drawn as a picture is in its row of the CSV file."""
+    write_table(name, records, [folder / "table.csv"])
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == len(rows)
+    for (_, numbers), cells in zip(table.select_dtypes("number").iterrows(), rows, strict=True):
+        for text in re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", " ".join(cells[2:])):
+            rounding = 0.51 * 10.0 ** -len(text.partition(".")[2]) if "e" not in text else 0
+            assert np.isclose(numbers, float(text), rtol=0.05 * ("e" in text), atol=rounding).any(), text
+
+
 def assert_readable(figure, texts):
     """The figure is uncluttered; every name is there."""
     everything = assert_uncluttered(figure)
@@ -211,6 +268,17 @@ def test_ablation_shows_the_records_numbers(ablate, texts, kind, plot, line_key)
         assert_allclose([band.y0, band.y1], dense["perplexity_interval"])
 
 
+def test_every_number_drawn_is_tabled(results, ablate, tmp_path):
+    assert_tabled(plot_main_comparison(results), "main_comparison", results, tmp_path)
+    for kind, plot in (("window_size", plot_ablation_window_size), ("n_sink", plot_ablation_n_sink)):
+        ablation = ablate(kind, TEXTS)
+        assert_tabled(plot(ablation), f"ablation_{kind}", [ablation], tmp_path)
+
+
+def test_every_number_of_the_summary_is_in_its_file(results, tmp_path):
+    assert_written("results_summary", results, result_rows(results), tmp_path)
+
+
 def test_window_axis_is_logarithmic(ablate):
     axes = plot_ablation_window_size(ablate("window_size", TEXTS[:1])).axes[0]
     assert_allclose(np.diff(axes.get_xticks()), np.diff(np.log2(WINDOWS)))
@@ -273,26 +341,132 @@ def test_summary_writes_every_cell(results, n_texts):
     assert sorted(written) == sorted([*RESULT_HEADERS, *names, *(cell for row in rows for cell in row[1:])])
 
 
-def test_same_record_gives_the_same_bytes_and_nothing_but_the_picture(results, ablate, tmp_path):
-    drawn = {
-        "main": lambda: plot_main_comparison(results),
-        "table": lambda: plot_results_summary(results),
-        "window_size": lambda: plot_ablation_window_size(ablate("window_size", TEXTS)),
-        "n_sink": lambda: plot_ablation_n_sink(ablate("n_sink", TEXTS)),
+def test_schemes_show_costs_and_the_records_perplexities(results, tmp_path):
+    figure = plot_schemes(results[:2])
+    assert_printable(figure)
+    assert_uncluttered(figure)
+    for axes, method in zip(figure.axes, METHODS, strict=True):
+        written = " ".join(axes.texts[0].get_text().split())
+        assert f"attention: {ATTENTION_COSTS[method]}" in written
+        for result in results[:2]:
+            perplexity = result["methods"][method]["common"]["perplexity"]
+            assert f"{result['dataset']}: {perplexity:,.2f}" in written
+    rows = [(row["text"], row["method"], f"{row['perplexity']:.2f}") for row in scheme_rows(results)]
+    assert_written("schemes", results, rows, tmp_path)
+
+
+def test_sketches_are_the_masks_of_the_library():
+    tokens = torch.arange(SKETCH)
+    for method, n_sink, window_size in (
+        ("dense", 0, SKETCH),
+        ("window", 0, N_SINK + WINDOW),
+        ("streaming", N_SINK, WINDOW),
+    ):
+        mask = streaming_mask(tokens, tokens, StreamConfig(n_sink=n_sink, window_size=window_size))
+        assert np.array_equal(sketch_of(method), mask.numpy()), method
+    assert np.array_equal(sketch_of("recompute")[-1], sketch_of("window")[-1])
+
+
+@pytest.fixture(scope="session")
+def drawn(results, ablate):
+    """A function that draws one of the figures anew."""
+    plots = {
+        "main": lambda: plot_main_comparison(results[:2]),
+        "table": lambda: plot_results_summary(results[:2]),
+        "window_size": lambda: plot_ablation_window_size(ablate("window_size", TEXTS[:2])),
+        "n_sink": lambda: plot_ablation_n_sink(ablate("n_sink", TEXTS[:2])),
     }
-    for name, plot in drawn.items():
-        once, twice = tmp_path / f"{name}.png", tmp_path / "again" / f"{name}.png"
-        save_figure(once, plot())
-        save_figure(twice, plot())
-        assert once.read_bytes() == twice.read_bytes()
-        with Image.open(once) as image:
-            assert set(image.info) == {"dpi"}
-            assert_allclose(image.info["dpi"], 200, rtol=1e-3)
+    return lambda name: plots[name]()
+
+
+@pytest.mark.parametrize("name", ["main", "table", "window_size", "n_sink"])
+def test_same_record_gives_the_same_bytes_and_nothing_but_the_picture(drawn, name, tmp_path, monkeypatch):
+    names = [f"{name}.png", f"{name}.pdf"]
+    save_figures([tmp_path / file for file in names], drawn(name))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # as if drawn in another year
+    save_figures([tmp_path / "again" / file for file in names], drawn(name))
+    for file in names:
+        assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    with Image.open(tmp_path / names[0]) as image:
+        assert set(image.info) == {"dpi"}
+        assert_allclose(image.info["dpi"], 300, rtol=1e-3)
+    pdf = (tmp_path / names[1]).read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/Subtype /Type0" in pdf  # letters as letters,
+    assert b"/Type3" not in pdf
+    assert b"/Subtype /Image" not in pdf  # lines as lines
+    assert not re.search(rb"/(CreationDate|ModDate|Creator|Producer)", pdf)
+
+
+@pytest.mark.parametrize("name", ["main", "window_size", "n_sink"])
+def test_letters_are_readable_in_print(drawn, name):
+    assert_printable(drawn(name))
+
+
+def assert_printable(figure):
+    """Two texts fill a page of two columns; on a page of one column the letters have 5 points still."""
+    assert figure.get_figwidth() == pytest.approx(6.9)
+    smallest = min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip())
+    assert smallest * 5.5 / figure.get_figwidth() >= 5
+
+
+def test_figures_of_one_text_fit_a_column(ablate):
+    figure = plot_ablation_n_sink(ablate("n_sink", TEXTS[:1]))
+    assert figure.get_figwidth() <= 3.5
+    assert_readable(figure, TEXTS[:1])
+
+
+def in_grey(look, draw):
+    """A picture (80, 80) of a look in shades of grey."""
+    figure = Figure((0.8, 0.8))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
+    axes.axis("off")
+    with matplotlib.rc_context(STYLE):
+        draw(axes, look)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"), dtype=float)
+
+
+LINES = {
+    "methods": METHOD_LOOKS,
+    "sizes and capacities": dict(enumerate(LINE_LOOKS)),
+    "beside kvpress": looks_of(["dense", "streamlm", "streamlm_dense_prefill", *"abcdefg"]),
+}
+BARS = {
+    "methods": BAR_LOOKS,
+    "beside kvpress": {
+        label: bar_look(look, hatch)
+        for (label, look), hatch in zip(
+            looks_of(["dense", "streamlm", *"abcd"]).items(), HATCHES, strict=True
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("looks", "draw"),
+    [
+        *((looks, lambda axes, look: axes.plot([0, 0.5, 1], [0.5] * 3, **look)) for looks in LINES.values()),
+        *((looks, lambda axes, look: axes.bar(0.5, 1, 0.8, **look)) for looks in BARS.values()),
+    ],
+)
+def test_looks_differ_in_grey(looks, draw):
+    pictures = {label: in_grey(look, draw) for label, look in looks.items()}
+    for (label, picture), (other, other_picture) in combinations(pictures.items(), 2):
+        inked = (picture < 250) | (other_picture < 250)
+        assert np.abs(picture - other_picture)[inked].mean() > 15, f"{label} looks like {other} in grey"
+
+
+def test_looks_stand_in_one_module():
+    for name in ("figures", "latency_figures", "comparison_figures"):
+        code = (PACKAGE / f"{name}.py").read_text()
+        assert not re.search(r"#[0-9a-f]{6}|color=\"|fontsize=\d|hatch=\"|marker=\"[^\"]", code), name
 
 
 def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
     before = dict(matplotlib.rcParams)
-    save_figure(tmp_path / "table.png", plot_results_summary(results))
+    save_figures([tmp_path / "table.png"], plot_results_summary(results))
     assert dict(matplotlib.rcParams) == before
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import VOCAB, tiny_llama
 from numpy.testing import assert_allclose
-from test_figures import assert_uncluttered, curves
+from test_figures import assert_printable, assert_tabled, assert_uncluttered, curves
 from tiny_model import write_tiny_model
 
 from streamlm.cache import SinkCache
@@ -285,6 +285,12 @@ def test_latency_figure_shows_the_records_numbers(timed, long_run):
     assert "94% confidence" not in written  # of five runs; these are four
     for name in ("88% confidence", "random ids", records[0]["environment"]["processor"], "ms per token"):
         assert name in written
+
+
+def test_every_number_drawn_is_tabled_and_readable(timed, long_run, tmp_path):
+    figure = plot_decoding_latency(timed, long_run)
+    assert_printable(figure)
+    assert_tabled(figure, "decoding_latency", [*timed, long_run], tmp_path)
 
 
 def test_latency_figure_lives_without_a_measure_of_memory(timed, long_run):

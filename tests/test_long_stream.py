@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from conftest import VOCAB, tiny_llama
 from numpy.testing import assert_allclose
-from test_figures import BOOTSTRAP, assert_uncluttered, curves
+from test_figures import BOOTSTRAP, assert_printable, assert_tabled, assert_uncluttered, curves
 
 from streamlm.figures import plot_long_stream
-from streamlm.long_stream import PART, collect_long_stream
+from streamlm.long_stream import PART, collect_long_stream, running_interval
 from streamlm.perplexity import measure_perplexity
 from streamlm.records import read_losses, read_record, write_array, write_json
+from streamlm.stats import BootstrapConfig, describe_losses
 
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg")
 SIZES = (
@@ -99,6 +100,25 @@ def test_long_stream_shows_the_records_numbers(streams):
         "1,500",
     ):
         assert name in written
+
+
+def test_every_number_drawn_is_tabled_and_readable(streams, tmp_path):
+    figure = plot_long_stream(streams)
+    assert_printable(figure)
+    assert_tabled(figure, "long_stream", streams, tmp_path)
+
+
+def test_interval_along_the_stream_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    losses = np.repeat(rng.normal(3, 1, 2000), 10) + rng.normal(0, 0.1, 20_000)  # dependent over ten tokens
+    cfg = BootstrapConfig(block=50, resamples=4000)
+    ends = np.array([8_000, 20_000])
+    for end, (low, high) in zip(ends, running_interval(losses, ends, cfg), strict=True):
+        found = describe_losses(losses[:end], cfg)
+        assert low < found["perplexity"] < high
+        assert_allclose(np.log([low, high]), np.log(found["perplexity_interval"]), atol=0.01)
+    assert np.ptp(running_interval(losses, np.array([60]), cfg)) == 0  # one block tells nothing
+    assert running_interval(losses[:20], np.array([], dtype=int), cfg).shape == (0, 2)
 
 
 def test_one_text_makes_a_figure(streams):

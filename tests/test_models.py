@@ -48,3 +48,22 @@ def test_float32_losses_match_the_oracle(family, n_sink, window_size):
         slow = ORACLES[family](model.double(), ids.tolist(), n_sink, window_size)
     assert fast.dtype == torch.float32
     assert_close(fast.double(), slow, rtol=0, atol=1e-4)
+
+
+def test_attention_dropout_is_refused():
+    model = MODELS["llama"](attention_dropout=0.25).train()
+    refused = pytest.raises(ValueError, match="no attention dropout, and this one asks for 0")
+    with refused, prepare(model):
+        pass
+
+
+@pytest.mark.kvpress
+def test_prepared_model_is_the_same_once_kvpress_is_imported():
+    """kvpress wraps every attention function that is registered, and hands dropout on by position."""
+    model, ids = MODELS["llama"](), random_ids(30)
+    before = losses_of(model, ids, n_sink=2, window_size=6)
+    with prepare(model):
+        pytest.importorskip("kvpress", reason="it does not allow this transformers")
+        with torch.inference_mode():
+            after, _ = score_stream(model, ids.numpy(), StreamConfig(n_sink=2, window_size=6))
+    assert_close(torch.from_numpy(after), before)

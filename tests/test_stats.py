@@ -30,7 +30,7 @@ def test_interval_covers_the_true_mean_of_dependent_values():
         (found := block_bootstrap(autoregressive(4096, seed), CFG)).low <= 0 <= found.high
         for seed in range(100)
     ]
-    assert np.mean(covered) > 0.85  # independent resampling covers about 20 % here
+    assert np.mean(covered) > 0.8  # independent resampling covers about 20 % here
 
 
 def test_blocks_widen_the_interval_of_dependent_values_only():
@@ -47,6 +47,14 @@ def test_blocks_widen_the_interval_of_dependent_values_only():
 def test_short_sequences_have_an_interval_around_their_mean(n):
     found = block_bootstrap(np.arange(n), CFG)
     assert found.low <= found.mean == np.mean(np.arange(n)) <= found.high
+
+
+@pytest.mark.parametrize("n", [130, 160, 256])
+def test_interval_of_few_blocks_holds_the_mean(n):
+    """Where the ends of a short sequence stand in few blocks, it can lie beside it."""
+    for seed in range(50):
+        found = block_bootstrap(autoregressive(n, seed), CFG)
+        assert found.low < found.mean < found.high
 
 
 def test_same_seed_gives_the_same_interval():

@@ -4,7 +4,13 @@ import bz2
 
 import pytest
 
-from streamlm.text import Document, gutenberg_document, mediawiki_documents, text_document
+from streamlm.text import (
+    Document,
+    gutenberg_document,
+    mediawiki_documents,
+    text_document,
+    wikitext_documents,
+)
 
 
 def wiki_page(text, title="Page", ns=0, extra=""):
@@ -120,3 +126,22 @@ def test_gutenberg_without_text_is_refused():
 def test_text_refuses_blank_or_foreign_files(raw, match):
     with pytest.raises(ValueError, match=match):
         text_document("x.txt", raw)
+
+
+@pytest.mark.parametrize(
+    ("lines", "articles"),
+    [
+        (["", " = A = ", "", " text ", " more ", ""], {"A": "= A = \n\n text \n more"}),
+        (["", " = A = ", "", " = = S = = ", "", " = B = ", ""], {"A": "= A = \n\n = = S = =", "B": "= B ="}),
+        (["", " = A = b = ", "", " x = y = z "], {"A = b": "= A = b = \n\n x = y = z"}),
+        (["", " = A = ", "", " text ", " = not a title = ", ""], {"A": "= A = \n\n text \n = not a title ="}),
+        (
+            [" the end of another ", "", " = A = ", "", " text "],
+            {"": "the end of another", "A": "= A = \n\n text"},
+        ),
+        ([], {}),
+    ],
+)
+def test_wikitext_is_cut_at_titles_between_blank_lines(lines, articles):
+    rows = [line + "\n" if line else "" for line in lines]
+    assert {document.title: document.text for document in wikitext_documents(rows)} == articles

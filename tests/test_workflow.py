@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ PARTS = (
     "envs",
 )
 LOSS_PLOTS = {
-    "plot_main_comparison", "plot_results_summary", "plot_ablation_window_size", "plot_ablation_n_sink",
-    "plot_long_stream",
+    "plot_schemes", "plot_main_comparison", "plot_results_summary", "plot_ablation_window_size",
+    "plot_ablation_n_sink", "plot_long_stream",
 }  # fmt: skip
 COLLECTS = {
     "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
@@ -49,15 +50,18 @@ MEASURING = {"measure_perplexity"} | TIMING | COMPARING
 SHOWING = SHOWN | TIMED_SHOWN | COMPARED_SHOWN
 READING = {"extract_sample", "tokenise_corpus"}
 FETCHING = {"fetch_archive", "convert_model"}
-MAIN = {"collect_result", "plot_main_comparison", "plot_results_summary", "write_summary"}
+MAIN = {
+    "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary"
+}  # fmt: skip
 WINDOWS = {"collect_ablation_window_size", "plot_ablation_window_size", "write_summary"}
 SINKS = {"collect_ablation_n_sink", "plot_ablation_n_sink", "write_summary"}
 SHORT = MAIN | WINDOWS | SINKS
 LONG = {"collect_long_stream", "plot_long_stream"}
+TABLE = {"write_table"}  # one for each figure
 ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream": 1}
 # The rules whose script imports a module, directly or not: what an edit of it reruns, and all that follows.
 IMPORTING = {
-    "__init__ cli capture experiment faults config_check": set(),
+    "__init__ cli capture experiment preflight faults config_check verify verify_summaries": set(),
     "archives": FETCHING | READING,
     "text data": READING,
     "gguf": {"convert_model"},
@@ -67,17 +71,19 @@ IMPORTING = {
     "agreement press_adapter press_setting": COMPARING,
     "compression": {"measure_compression"},
     "decode_comparison": {"measure_decoding"},
-    "presses": COMPARED,
-    "comparison_summary": COMPARED_SHOWN,
+    "presses": COMPARED | TABLE,
+    "comparison_summary": COMPARED_SHOWN | TABLE,
     "comparison_figures": COMPARED_PLOTS,
-    "stats": MEASURING | SHOWING,
-    "summary": SHOWING,
+    "stats": MEASURING | SHOWING | TABLE,
+    "summary": SHOWING | TABLE,
     "long_stream": {"collect_long_stream"},
-    "latency_summary": TIMED_SHOWN,
+    "latency_summary": TIMED_SHOWN | TABLE,
     "latency_figures": {"plot_decoding_latency"},
-    "figures": LOSS_PLOTS,
+    "figures": LOSS_PLOTS - {"plot_schemes"},
+    "scheme_figure": {"plot_schemes"},
+    "tables table_files": TABLE,
     "plotting": PLOTS,
-    "records": FETCHING | READING | MEASURING | SHOWING,
+    "records": FETCHING | READING | MEASURING | SHOWING | TABLE,
 }
 
 
@@ -99,10 +105,11 @@ def planned(place, overlay=None):
     return {rule: int(count) for rule, count in jobs.items() if rule != "all"}
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A copy of the project in which the smoke experiment has run."""
-    place = tmp_path_factory.mktemp("project")
+@cache
+def run_smoke(folder):
+    """Return a copy of the project in which the smoke experiment has run, once for all tests."""
+    place = folder / "project"
+    place.mkdir()
     for part in PARTS:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
         copy(ROOT / part, place / part)
@@ -111,6 +118,11 @@ def finished(tmp_path_factory):
     done = snakemake(place, "all")
     assert done.returncode == 0, done.stdout + done.stderr
     return place
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return run_smoke(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -135,6 +147,9 @@ def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
     for name in sorted(name.removeprefix("plot_") for name in PLOTS):
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (results / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        for suffix in ("csv", "tex", "html"):
+            assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 100
     summary = (results / "experiment_summary.md").read_text()
     result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
     assert result["model"] == "tiny untrained Llama"
@@ -152,6 +167,18 @@ def test_smoke_run_makes_every_record_and_figure(finished):
             )
 
 
+def test_every_record_says_what_made_it(finished):
+    records = list((finished / "results" / "smoke").rglob("*.json"))
+    assert len(records) > 40
+    for path in records:
+        text = path.read_text()
+        environment = json.loads(text)["environment"]
+        assert environment["packages"]["torch"], path
+        assert environment["device"].startswith(("cpu", "cuda")), path
+        assert any(file.startswith("streamlm/rope.py ") for file in environment["code"]), path
+        assert re.search(r'"sha256": "[0-9a-f]{64}"', text), path
+
+
 def test_second_run_does_nothing(finished):
     assert planned(finished) == {}
 
@@ -160,16 +187,26 @@ def test_second_run_does_nothing(finished):
     ("file", "old", "new", "rules"),
     [
         ("streamlm/plotting.py", "", "SPARE = 1\n", PLOTS),
-        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
-        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED),
+        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN | TABLE),
+        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED | TABLE),
         (
             "streamlm/long_stream.py",
             "PART =",
             "SPARE = 1\nPART =",
-            {"collect_long_stream", "plot_long_stream"},
+            LONG | TABLE,
         ),
-        ("streamlm/rope.py", "import torch\n", "import torch\nSPARE = 1\n", SCORED | TIMED | COMPARED),
-        ("streamlm/text.py", "import re\n", "import re\nSPARE = 1\n", READING | SCORED | TIMED | COMPARED),
+        (
+            "streamlm/rope.py",
+            "import torch\n",
+            "import torch\nSPARE = 1\n",
+            SCORED | TIMED | COMPARED | TABLE,
+        ),
+        (
+            "streamlm/text.py",
+            "import re\n",
+            "import re\nSPARE = 1\n",
+            READING | SCORED | TIMED | COMPARED | TABLE,
+        ),
         ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
     ],
 )
@@ -246,6 +283,12 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+def with_tables(jobs):
+    """The jobs, and that each figure drawn anew has its table written anew."""
+    figures = sum(rule.startswith("plot_") for rule in jobs)
+    return jobs | ({"write_table": figures} if figures else {})
+
+
 CHANGES = [
     ("results_dir: results/other", EVERYTHING, {}),
     ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
@@ -293,7 +336,7 @@ def test_change_of_the_config_reruns_what_depends_on_it(finished, tmp_path, chan
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(change)
     usual = {**EVERYTHING, **dict.fromkeys(READING, 1)}
-    assert planned(finished, overlay) == {rule: usual[rule] for rule in rules} | counts
+    assert planned(finished, overlay) == with_tables({rule: usual[rule] for rule in rules} | counts)
 
 
 def test_every_section_of_the_config_is_changed():
@@ -317,12 +360,12 @@ def test_kvpress_is_imported_in_its_own_two_stages_alone():
 def test_bytes_of_an_input_rerun_what_is_made_of_them(finished, edit):
     edit("Makefile", "#", "# Another word:")
     usual = {rule: EVERYTHING[rule] for rule in SCORED | COMPARED}
-    assert planned(finished) == usual | ONE_TEXT | dict.fromkeys(READING, 1)
+    assert planned(finished) == with_tables(usual | ONE_TEXT | dict.fromkeys(READING, 1))
 
 
 def test_overwritten_weights_are_scored_again(finished, edit):
     edit("data/smoke/model/config.json", "{", "{ ")
-    assert planned(finished) == EVERYTHING | {"tokenise_corpus": 2}
+    assert planned(finished) == with_tables(EVERYTHING | {"tokenise_corpus": 2})
 
 
 def test_failing_job_shows_its_reason_and_leaves_no_record(finished, edit):

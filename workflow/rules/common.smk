@@ -6,7 +6,22 @@ CORPORA = config["experiment"]["corpora"]
 RUNS = experiment.plan_runs(config)
 METHODS = experiment.method_labels(config)
 COMPARED = experiment.plan_comparison(config)
+GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measuring job asks for
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
+
+# Every figure, in the order in which a report shows them.
+FIGURES = {
+    "schemes": "01. Four schemes",
+    "main_comparison": "02. Main comparison",
+    "results_summary": "03. Main comparison in numbers",
+    "ablation_window_size": "04. Window size",
+    "ablation_n_sink": "05. Number of sinks",
+    "long_stream": "06. Long stream",
+    "decoding_latency": "07. Cost of a decoded token",
+    "implementation_comparison": "08. Beside kvpress: decoding",
+    "press_sweep": "09. Beside kvpress: budgets",
+    "comparison_metrics_table": "10. Beside kvpress in numbers",
+}
 
 
 def code_of(script):
@@ -35,3 +50,4 @@ wildcard_constraints:
     label="|".join(RUNS),
     press="|".join(COMPARED),
     capacity="[0-9]+",
+    figure="|".join(FIGURES),

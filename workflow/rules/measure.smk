@@ -17,9 +17,10 @@ rule measure_perplexity:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
         max_eval_tokens=lookup(dpath="{label}/max_eval_tokens", within=RUNS),
         options=lookup(dpath="{label}/options", within=RUNS),
@@ -46,9 +47,10 @@ rule measure_latency:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=config["corpora"][CORPORA[0]]["title"],
         sides=experiment.latency_sides(config),
         latency=experiment.latency_settings(config),
@@ -73,9 +75,10 @@ rule measure_long_run:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         dataset=config["corpora"][CORPORA[0]]["title"],
         n_sink=config["decoding_latency"]["n_sinks"][0],
         long_run=config["decoding_latency"]["long_run"],
@@ -102,9 +105,10 @@ rule measure_compression:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         options=lookup(dpath="{press}", within=COMPARED),
         contexts=experiment.compared_contexts(config),
@@ -131,9 +135,10 @@ rule measure_decoding:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        **GPU,
     params:
         title=config["models"][MODEL]["title"],
+        files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         n_sink=config["comparison"]["n_sink"],
         decode=experiment.compared_decoding(config),

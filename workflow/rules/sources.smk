@@ -1,4 +1,9 @@
-# From a pinned archive, or the user's own file, to a model folder and one stream of token ids per corpus.
+# From a pinned archive, a hub, or the user's own file, to a model folder and one stream of token ids per corpus.
+
+
+# On a cluster these run where snakemake runs, which reaches the network.
+localrules:
+    fetch_archive,
 
 
 rule fetch_archive:
@@ -26,14 +31,34 @@ rule convert_model:
         directory("data/models/{model}"),
     log:
         f"{RESULTS}/logs/convert_model/{{model}}.log",
+    wildcard_constraints:
+        model=experiment.names_from(config, "models", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
         title=lookup(dpath="models/{model}/title", within=config),
         source=lookup(dpath="models/{model}/source", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/convert_model.py"),
     script:
         "../scripts/convert_model.py"
+
+
+rule fetch_model:
+    output:
+        directory("data/models/{model}"),
+    log:
+        f"{RESULTS}/logs/fetch_model/{{model}}.log",
+    wildcard_constraints:
+        model=experiment.names_from(config, "models", hub=True),
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="models/{model}/title", within=config),
+        source=lookup(dpath="models/{model}/source", within=config),
+        code=code_of("scripts/fetch_model.py"),
+    script:
+        "../scripts/fetch_model.py"
 
 
 rule extract_sample:
@@ -43,14 +68,34 @@ rule extract_sample:
         "data/{corpus}/sample.json",
     log:
         f"{RESULTS}/logs/extract_sample/{{corpus}}.log",
+    wildcard_constraints:
+        corpus=experiment.names_from(config, "corpora", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
         title=lookup(dpath="corpora/{corpus}/title", within=config),
         source=lookup(dpath="corpora/{corpus}/source", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "corpora", wildcards.corpus),
         code=code_of("scripts/extract_sample.py"),
     script:
         "../scripts/extract_sample.py"
+
+
+rule fetch_sample:
+    output:
+        "data/{corpus}/sample.json",
+    log:
+        f"{RESULTS}/logs/fetch_sample/{{corpus}}.log",
+    wildcard_constraints:
+        corpus=experiment.names_from(config, "corpora", hub=True),
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        title=lookup(dpath="corpora/{corpus}/title", within=config),
+        source=lookup(dpath="corpora/{corpus}/source", within=config),
+        code=code_of("scripts/fetch_sample.py"),
+    script:
+        "../scripts/fetch_sample.py"
 
 
 rule tokenise_corpus:
@@ -67,6 +112,7 @@ rule tokenise_corpus:
     params:
         add_bos=lookup(dpath="corpora/{corpus}/add_bos", within=config),
         max_samples=lookup(dpath="corpora/{corpus}/max_samples", within=config),
+        files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
         code=code_of("scripts/tokenise_corpus.py"),
     script:
         "../scripts/tokenise_corpus.py"

@@ -1,6 +1,17 @@
 # From run records to the tables that people read. No model is loaded here.
 
 
+# On a cluster these run where snakemake runs: seconds each, less than a queue would cost.
+localrules:
+    collect_result,
+    collect_ablation_window_size,
+    collect_ablation_n_sink,
+    write_summary,
+    collect_long_stream,
+    write_latency_summary,
+    collect_comparison,
+
+
 rule collect_result:
     input:
         **{method: f"{RESULTS}/runs/{{corpus}}/{label}.json" for method, label in METHODS.items()},

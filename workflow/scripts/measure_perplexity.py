@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
+from streamlm.checkpoint import discard_checkpoint
 from streamlm.perplexity import measure_perplexity
 from streamlm.records import write_array, write_json
 from streamlm.stats import BootstrapConfig
@@ -20,3 +21,4 @@ record, losses = measure_perplexity(
 )
 write_array(snakemake.output.losses, losses)
 write_json(snakemake.output.record, record)
+discard_checkpoint(snakemake.params.checkpoint)

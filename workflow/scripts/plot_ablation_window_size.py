@@ -2,9 +2,9 @@ import sys
 from pathlib import Path
 
 from streamlm.figures import plot_ablation_window_size
-from streamlm.plotting import save_figure
+from streamlm.plotting import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
-save_figure(snakemake.output[0], plot_ablation_window_size(read_record(snakemake.input[0])))
+save_figures(snakemake.output, plot_ablation_window_size(read_record(snakemake.input[0])))

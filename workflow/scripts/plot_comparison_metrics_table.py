@@ -2,11 +2,9 @@ import sys
 from pathlib import Path
 
 from streamlm.comparison_figures import plot_comparison_metrics_table
-from streamlm.plotting import save_figure
+from streamlm.plotting import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
-save_figure(
-    snakemake.output[0], plot_comparison_metrics_table([read_record(path) for path in snakemake.input])
-)
+save_figures(snakemake.output, plot_comparison_metrics_table([read_record(path) for path in snakemake.input]))

@@ -2,10 +2,10 @@ import sys
 from pathlib import Path
 
 from streamlm.latency_figures import plot_decoding_latency
-from streamlm.plotting import save_figure
+from streamlm.plotting import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
 records = [read_record(path) for path in snakemake.input.records]
-save_figure(snakemake.output[0], plot_decoding_latency(records, read_record(snakemake.input.long_run)))
+save_figures(snakemake.output, plot_decoding_latency(records, read_record(snakemake.input.long_run)))

@@ -2,9 +2,9 @@ import sys
 from pathlib import Path
 
 from streamlm.figures import plot_main_comparison
-from streamlm.plotting import save_figure
+from streamlm.plotting import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
-save_figure(snakemake.output[0], plot_main_comparison([read_record(path) for path in snakemake.input]))
+save_figures(snakemake.output, plot_main_comparison([read_record(path) for path in snakemake.input]))

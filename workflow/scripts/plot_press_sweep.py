@@ -2,9 +2,9 @@ import sys
 from pathlib import Path
 
 from streamlm.comparison_figures import plot_press_sweep
-from streamlm.plotting import save_figure
+from streamlm.plotting import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
-save_figure(snakemake.output[0], plot_press_sweep([read_record(path) for path in snakemake.input]))
+save_figures(snakemake.output, plot_press_sweep([read_record(path) for path in snakemake.input]))

@@ -1,0 +1,58 @@
+"""Hooks of MkDocs: a reference page for every module, and a site that fetches nothing from elsewhere."""
+
+# MkDocs has an environment of its own; imported where it is used, so that a test can read LOADED without it.
+import re
+from pathlib import Path
+
+# What a browser loads without being asked; a link that a reader follows is not among it.
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^>]*>"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preconnect|preload|icon))[^>]*\bhref=["']?(?:https?:)?//[^>]*>"""
+    r"""|(?:url\(|@import\s+)["']?(?:https?:)?//[^)\s]+"""
+)
+
+
+def on_files(files, config):
+    """Add the reference, and pages that `nav` does not name, to what is built and to the contents."""
+    from mkdocs.structure.files import File
+
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    others = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in named)
+    config.nav += others
+    reference = []
+    for module in sorted(Path("streamlm").glob("[!_]*.py")):
+        page = f"reference/{module.stem}.md"
+        text = f"# streamlm.{module.stem}\n\n::: streamlm.{module.stem}\n"
+        files.append(File.generated(config, page, content=text))
+        reference.append({module.stem: page})
+    config.nav.append({"Reference": reference})
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Keep the words of a link to a file beside docs/, which the site has not; the file must be there."""
+    from mkdocs.exceptions import PluginError
+
+    docs = Path(config.docs_dir).resolve()
+
+    def without_link(match):
+        words, link = match.groups()
+        target = (docs / page.file.src_uri).parent.joinpath(link.partition("#")[0]).resolve()
+        if target.is_relative_to(docs):
+            return match[0]
+        if not target.exists():
+            raise PluginError(f"{page.file.src_uri} links to {link}, which is not there; correct the link")
+        return words
+
+    return re.sub(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)", without_link, markdown)
+
+
+def on_post_build(config):
+    """Raise PluginError if a page or a style sheet loads something from another host."""
+    from mkdocs.exceptions import PluginError
+
+    for file in sorted(Path(config.site_dir).rglob("*")):
+        if file.suffix in {".html", ".css", ".svg"}:
+            for found in LOADED.finditer(file.read_text(encoding="utf-8")):
+                raise PluginError(
+                    f"{file} loads {found[0][:200]} from elsewhere; keep a copy in docs/ or leave it out"
+                )

@@ -1,0 +1,1 @@
+"""The commands of `streamlm`, one module for each group of its help."""

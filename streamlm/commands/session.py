@@ -1,0 +1,204 @@
+"""A conversation at a terminal, or through pipes: what is typed, what is shown, and what Ctrl-C does."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from streamlm.chat import Conversation
+from streamlm.records import write_json, write_text
+
+HELP = """/reset       forget everything that was said
+/save FILE   write the conversation: as JSON messages if FILE ends in .json, else as text
+/help        this
+/exit        leave; so do Ctrl-D, and Ctrl-C pressed twice
+Ctrl-C stops an answer."""
+
+Show = Callable[[str, str], None]  # takes a piece of an answer, and the status line
+
+
+class PlainScreen:
+    """Lines through pipes: answers on stdout, everything else on stderr."""
+
+    def ask(self) -> str:
+        """Return the next line; EOFError behind the last."""
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def note(self, text: str) -> None:
+        """Say something that is no answer."""
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def answering(self) -> Iterator[Show]:
+        """Show an answer as it comes, and its last status when it has ended."""
+        last = ""
+
+        def show(piece: str, status: str) -> None:
+            nonlocal last
+            print(piece, end="", flush=True)
+            last = status
+
+        try:
+            yield show
+        finally:
+            print(flush=True)
+            self.note(last)
+
+
+class TerminalScreen:
+    """A prompt with history, and answers with a status line below them."""
+
+    def __init__(self) -> None:
+        import readline  # noqa: F401  # gives input() its editing and its history
+
+        self.console = Console(highlight=False)
+
+    def ask(self) -> str:
+        """Return what is typed; EOFError for Ctrl-D."""
+        return input("> ")
+
+    def note(self, text: str) -> None:
+        """Say something that is no answer."""
+        self.console.print(Text(text, style="dim"))
+
+    @contextmanager
+    def answering(self) -> Iterator[Show]:
+        """Show an answer as it comes; only its last row is drawn again, so it may be of any length."""
+        row = ""
+        with Live(console=self.console, auto_refresh=False) as live:
+
+            def show(piece: str, status: str) -> None:
+                nonlocal row
+                row += piece.replace("\x1b", "")  # a model must not steer the terminal
+                *whole, row = split_rows(row, self.console.width)
+                for line in whole:
+                    live.console.print(Text(line))
+                live.update(Group(Text(row), Text(status, style="dim")), refresh=True)
+
+            yield show
+
+
+def split_rows(text: str, width: int) -> list[str]:
+    """Return the rows of a text on a terminal of this width, broken at spaces where there are any."""
+    rows = []
+    for line in text.split("\n"):
+        while cell_len(line) > width:
+            fits = len(chop_cells(line, width)[0])
+            space = line.rfind(" ", 0, fits + 1)
+            cut = space if space > 0 else fits
+            rows.append(line[:cut])
+            line = line[cut:].removeprefix(" ")
+        rows.append(line)
+    return rows
+
+
+@contextmanager
+def caught_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C was pressed: raised in the midst of a pass it would leave layers that differ.
+
+    Pressed again before the block ends, it is raised.
+    """
+    pressed = False
+
+    def handle(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def hold_session(conversation: Conversation, title: str) -> None:
+    """Take turns until the user leaves."""
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    screen = TerminalScreen() if is_terminal else PlainScreen()
+    size = conversation.cache.cfg
+    screen.note(f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help tells more")
+    warned = False
+    while True:
+        try:
+            line = screen.ask()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            if warned:
+                return
+            warned = True
+            screen.note("\nCtrl-C again leaves, and so does Ctrl-D")
+            continue
+        warned = False
+        if line.startswith("/"):
+            if line.split()[0] in ("/exit", "/quit"):
+                return
+            obey(conversation, line, screen)
+        elif line.strip():
+            answer(conversation, line, screen)
+
+
+def answer(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
+    """Show the answer to a line, until it ends or Ctrl-C ends it."""
+    begin, pieces = 0.0, 0
+    with caught_interrupt() as pressed, screen.answering() as show:
+        show("", "reading")
+        for piece in conversation.ask(line, pressed):
+            begin = begin or time.perf_counter()
+            rate = pieces / max(time.perf_counter() - begin, 1e-9)  # the first is of the reading
+            pieces += 1
+            show(piece, status(conversation, rate))
+        if pressed():
+            show("", f"{status(conversation, None)} · stopped")
+
+
+def status(conversation: Conversation, rate: float | None) -> str:
+    """Return what the stream holds, in a line."""
+    cache = conversation.cache
+    line = (
+        f"{cache.get_seq_length():,} tokens seen · {cache.n_held:,} held · "
+        f"{cache.nbytes / 2**20:.1f} MiB of keys and values"
+    )
+    return line if rate is None else f"{line} · {rate:.1f} tokens/s"
+
+
+def obey(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
+    """Do what a line with a slash says."""
+    command, _, argument = line.partition(" ")
+    argument = argument.strip()
+    if command == "/reset":
+        conversation.reset()
+        screen.note("everything is forgotten")
+    elif command == "/save" and argument:
+        try:
+            save(conversation, Path(argument))
+            screen.note(f"saved {argument}")
+        except (OSError, ValueError) as error:
+            screen.note(f"not saved: {error}")
+    elif command == "/help":
+        screen.note(HELP)
+    else:
+        known = "/save takes a file" if command == "/save" else f"there is no {command}"
+        screen.note(f"{known}; /help lists the commands, a space in front says it to the model")
+
+
+def save(conversation: Conversation, target: Path) -> None:
+    """Write what was said, whole or not at all."""
+    if target.suffix == ".json":
+        write_json(target, conversation.messages)
+        return
+    turns = (f"{message['role']}: {message['content']}\n" for message in conversation.messages)
+    write_text(target, "\n".join(turns))

@@ -1,0 +1,338 @@
+"""The conversation: its tokens, its answers, where it is stopped; a session at a terminal and by pipes."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from conftest import tiny_llama, use_float64_angles
+from tiny_model import CHATML, byte_tokenizer, chat_tokenizer, write_tiny_model
+
+from streamlm.cache import SinkCache
+from streamlm.chat import ChatTemplate, Conversation
+from streamlm.commands.session import caught_interrupt, split_rows
+from streamlm.generation import Sampling
+from streamlm.models import prepare
+
+ROOT = Path(__file__).parent.parent
+GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
+# Of another family: it trims, and has no system prompt of its own.
+HEADERS = (
+    "<s>{% for message in messages %}[{{ message.role }}]\n\n{{ message.content | trim }}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+)
+TURNS = ["Hi", "  Why?\n\nAnd  how? ", "日本語 and 🙂, <b>{{ x }}</b>", ""]
+
+
+def whole_ids(tokenizer, messages, *, answer):
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_pieces(tokenizer, system):
+    """The pieces of a template, put together, are the template of the whole conversation."""
+    template = ChatTemplate(tokenizer, system)
+    messages, ids = list(template.start), []
+    for i, user in enumerate(TURNS):
+        ids += template.turn(user) if i else template.opening(user)
+        messages.append({"role": "user", "content": user})
+        assert ids == whole_ids(tokenizer, messages, answer=True)
+        ids += tokenizer.encode(f"Answer {i}.", add_special_tokens=False)
+        messages.append({"role": "assistant", "content": f"Answer {i}."})
+
+
+@pytest.mark.parametrize("chat_template", [CHATML, HEADERS])
+@pytest.mark.parametrize("system", [None, "Speak like a pirate."])
+def test_turns_are_the_tokens_of_the_whole_conversation(chat_template, system):
+    check_pieces(chat_tokenizer(chat_template), system)
+
+
+def test_sinks_hold_the_whole_system_prompt_and_no_more():
+    tokenizer = chat_tokenizer()
+    template = ChatTemplate(tokenizer, "Speak like a pirate.")
+    system = tokenizer.decode(template.opening("Hi")[: template.n_sink()])
+    assert system == "<|im_start|>system\nSpeak like a pirate.<|im_end|>\n"
+    assert ChatTemplate(chat_tokenizer(HEADERS)).n_sink() == 4
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "message"),
+    [
+        (None, "has no chat template; take an instruct model"),
+        ("{{ messages[-1].content }}{{ '!' * (messages | length) }}", "writes earlier turns anew"),
+        ("{{ raise_exception('no system role') }}", "refuses the conversation: no system role"),
+    ],
+)
+def test_template_that_cannot_be_fed_by_turns_is_refused(chat_template, message):
+    with pytest.raises(ValueError, match=message):
+        ChatTemplate(byte_tokenizer(chat_template=chat_template), "Be brief.")
+
+
+class Scripted:
+    """A sampler that draws what it is told."""
+
+    def __init__(self, ids):
+        self.ids = iter(ids)
+
+    def __call__(self, logits):
+        return next(self.ids)
+
+
+@pytest.fixture
+def conversation():
+    """One over a tiny model in float64, whose 2 + 6 tokens are full before the first answer."""
+    tokenizer = chat_tokenizer()
+    model = use_float64_angles(tiny_llama(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id))
+    cache = SinkCache(model.config, n_sink=2, window_size=6)
+    with prepare(model):
+        yield Conversation(model, ChatTemplate(tokenizer), cache, GREEDY, max_new_tokens=30)
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """Every token that a conversation feeds, in order."""
+    from streamlm import chat
+
+    ids, read = [], chat.read_tokens
+
+    def spy(model, cache, part):
+        ids.extend(part[0].tolist())
+        return read(model, cache, part)
+
+    monkeypatch.setattr(chat, "read_tokens", spy)
+    return ids
+
+
+def script(conversation, *answers):
+    tokenizer = conversation.template.tokenizer
+    ends = [tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+    conversation.sampler = Scripted([i for ids in ends for i in (*ids, tokenizer.eos_token_id)])
+
+
+def test_every_turn_feeds_its_new_tokens_once(conversation, fed):
+    script(conversation, "Héllo 🙂", "", "Bye.")
+    answers = ["".join(conversation.ask(user)) for user in ("Hi", "And?", "So?")]
+    assert answers == ["Héllo 🙂", "", "Bye."]
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 3
+    whole = whole_ids(conversation.template.tokenizer, conversation.messages, answer=False)
+    end = conversation.template.tokenizer.encode(conversation.template.closing, add_special_tokens=False)
+    assert fed == whole[: -len(end)]
+    assert conversation.cache.get_seq_length() == len(fed)
+    assert conversation.cache.n_held == 8
+
+
+def test_answers_are_those_of_the_slow_twin_far_past_the_trained_length(conversation, fed):
+    for user in ("Hi", "And?", "So?"):
+        for _ in conversation.ask(user):
+            pass
+    assert len(fed) > conversation.model.config.max_position_embeddings
+    next(conversation.ask("Well?"))
+    logits = reference.naive_logits(conversation.model, torch.tensor([fed]), [None, None], 2, 6)
+    assert conversation.unread == [int(logits[0, -1].argmax())]
+
+
+def test_answer_of_full_length_is_closed_by_the_next_turn(conversation, fed):
+    conversation.max_new_tokens = 3
+    script(conversation, "abcdef")
+    assert "".join(conversation.ask("Hi")) == "abc"
+    script(conversation, "x")
+    assert "".join(conversation.ask("Go on")) == "x"
+    messages = conversation.messages
+    assert [message["content"] for message in messages] == ["Hi", "abc", "Go on", "x"]
+    whole = whole_ids(conversation.template.tokenizer, messages, answer=False)
+    assert fed == whole[: len(fed)]
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2, 9])
+def test_stopped_turn_is_read_whole_before_the_next(conversation, fed, passes, monkeypatch):
+    monkeypatch.setattr("streamlm.chat.CHUNK", 16)
+    script(conversation, "An answer that is cut short")
+    left = iter([False] * passes)
+    shown = "".join(conversation.ask("A question of more than one pass.", lambda: next(left, True)))
+    assert len(fed) <= 16 * passes
+    script(conversation, "x")
+    assert "".join(conversation.ask("Again")) == "x"
+    assert conversation.messages[1]["content"] == shown
+    whole = whole_ids(conversation.template.tokenizer, conversation.messages, answer=False)
+    assert fed == whole[: len(fed)]
+
+
+def test_reset_begins_the_same_conversation_again(conversation):
+    conversation.sampling = Sampling(temperature=1.0, top_p=0.9, seed=3)
+    conversation.reset()
+    first = ["".join(conversation.ask(user)) for user in ("Hi", "And?")]
+    conversation.reset()
+    assert conversation.messages == []
+    assert conversation.cache.get_seq_length() == 0
+    assert ["".join(conversation.ask(user)) for user in ("Hi", "And?")] == first
+    assert first[0] != first[1]
+
+
+def test_rows_are_broken_at_spaces_and_hold_every_character():
+    assert split_rows("one two three", 7) == ["one two", "three"]
+    assert split_rows("onetwothree", 4) == ["onet", "woth", "ree"]
+    assert split_rows("日本語日本", 5) == ["日本", "語日", "本"]
+    assert split_rows("a\n\nb ", 9) == ["a", "", "b "]
+    assert split_rows("", 9) == [""]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Tiny models: one that chats, one that cannot end its answer, and one without a chat template."""
+    path = tmp_path_factory.mktemp("chat")
+    write_tiny_model(path / "model", chat_tokenizer())
+    write_tiny_model(path / "plain")
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<never>"})  # it has no logit
+    write_tiny_model(path / "endless", tokenizer, vocab_size=len(tokenizer) - 1)
+    return path
+
+
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
+
+
+def command(*args, model="model"):
+    chat = ("chat", "--model-name", model, "--window-size", "20", "--temperature", "1", *args)
+    return [sys.executable, "-c", "from streamlm.cli import main; main()", *chat]
+
+
+def through_pipes(place, lines, *args):
+    return subprocess.run(
+        command(*args), cwd=place, env=ENVIRONMENT, input=lines, capture_output=True, text=True
+    )
+
+
+def test_session_through_pipes(place):
+    lines = "Hi,,/save a.json,/reset,Hi,/save b.json,/save c.txt,/save,/save model,/what,/help,/exit,No,"
+    lines = lines.replace(",", "\n")
+    done = through_pipes(place, lines, "--max-new-tokens", "40", "--system", "Babble.")
+    assert done.returncode == 0, done.stderr
+    first, again = (json.loads((place / name).read_text()) for name in ("a.json", "b.json"))
+    assert first == again
+    assert [message["role"] for message in first] == ["system", "user", "assistant"]
+    answer = first[-1]["content"]
+    assert done.stdout == f"{answer}\n" * 2
+    assert (place / "c.txt").read_text() == f"system: Babble.\n\nuser: Hi\n\nassistant: {answer}\n"
+    statuses = re.findall(r"(\d+) tokens seen · (\d+) held · [\d.]+ MiB of keys and values", done.stderr)
+    assert len(statuses) == 2
+    seen, held = map(int, statuses[0])
+    sinks = len("_system\nBabble._\n")  # where a delimiter is one token
+    assert held == sinks + 20 < seen
+    for line in ("/save takes a file", "not saved: model is a folder", "there is no /what", "/exit"):
+        assert line in done.stderr
+
+
+def test_missing_model_is_told_with_the_command_that_makes_it(place):
+    done = through_pipes(place, "", "--model-name", "data/models/smollm2-135m-instruct")
+    assert done.returncode == 1
+    assert "make it with `snakemake data/models/smollm2-135m-instruct`" in done.stderr
+    done = through_pipes(place, "", "--model-name", "plain")
+    assert done.returncode == 1
+    assert "has no chat template" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+class Terminal:
+    """A chat on a pseudo-terminal, whose Ctrl-C is that of a keyboard."""
+
+    def __init__(self, place, model, *args):
+        self.shown = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(place)
+            os.execve(sys.executable, command(*args, model=model), ENVIRONMENT)
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def interrupt_prompt(self):
+        """Press Ctrl-C, not before readline waits: until then it notices a signal at the next key only."""
+        time.sleep(1)
+        self.type(CTRL_C)
+
+    def wait(self, pattern, timeout=120):
+        """Read until the pattern is shown; return what was shown up to its end."""
+        until = time.monotonic() + timeout
+        while not (found := re.search(pattern, self.shown, re.DOTALL)):
+            assert time.monotonic() < until, f"never showed {pattern!r}: {self.shown[-500:]!r}"
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    self.shown += os.read(self.fd, 1 << 16).decode(errors="replace")
+                except OSError:  # its end, on Linux
+                    raise AssertionError(f"ended before {pattern!r}: {self.shown[-500:]!r}") from None
+        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return before
+
+    def status(self, timeout=60):
+        """Return the exit status."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    os.read(self.fd, 1 << 16)
+                except OSError:
+                    break
+        pid, status = os.waitpid(self.pid, os.WNOHANG if time.monotonic() >= until else 0)
+        assert pid, "it did not end"
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def close(self):
+        os.close(self.fd)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def terminal(place):
+    """A chat whose answers take hours."""
+    made = Terminal(place, "endless", "--max-new-tokens", "100000000")
+    yield made
+    made.close()
+
+
+CTRL_C, CTRL_D, PROMPT = "\x03", "\x04", r"> $"
+
+
+def test_interrupt_stops_the_answer_and_twice_at_the_prompt_leaves(terminal):
+    terminal.wait(PROMPT)
+    for _ in range(2):  # the chat goes on behind a stopped answer
+        terminal.type("Hi\n")
+        terminal.wait(r"[1-9]\d* tokens seen")
+        terminal.type(CTRL_C)
+        terminal.wait(r"stopped.*> $")
+    terminal.interrupt_prompt()
+    terminal.wait(r"Ctrl-C again leaves.*> $")
+    terminal.type("/help\n")  # which takes the first one back
+    terminal.wait(r"/reset.*> $")
+    terminal.interrupt_prompt()
+    terminal.wait(r"Ctrl-C again leaves.*> $")
+    terminal.interrupt_prompt()
+    assert terminal.status() == 0
+
+
+def test_end_of_input_leaves(terminal):
+    terminal.wait(PROMPT)
+    terminal.type(CTRL_D)
+    assert terminal.status() == 0
+
+
+def test_interrupt_is_raised_when_pressed_again_before_the_answer_ends():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), caught_interrupt() as pressed:
+        assert not pressed()
+        signal.raise_signal(signal.SIGINT)
+        assert pressed()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

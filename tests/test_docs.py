@@ -1,0 +1,298 @@
+"""What the documents show: every command runs, every message and name is in the source."""
+
+import ast
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny_model import write_tiny_model
+
+import streamlm
+from streamlm.config_check import check_config
+from streamlm.data import write_sample
+from streamlm.text import Document
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+PARTS = (
+    "Snakefile", "config.yaml", "configs", "profiles", "workflow", "streamlm", "envs", "Makefile",
+    "README.md", "benchmarks", "tests", "pyproject.toml",
+)  # fmt: skip
+
+# What is done with a command in a document, by how it begins; the longest that fits counts. A tiny model
+# stands where the packaged one is. A command that nothing here fits fails: decide, and write it down.
+RUN = "as typed"
+DRY = "with -n: what would be done is listed"
+OPTIONS = "not run; it and its options must be in its --help"
+BLOCKS = {
+    "make": DRY,  # sets up environments, runs for hours
+    "snakemake": DRY,  # the workflow itself runs in test_workflow.py
+    "snakemake --unlock": RUN,
+    "streamlm": RUN,
+    "streamlm chat": OPTIONS,  # waits for someone to talk to
+    "streamlm generate --chat": OPTIONS,  # wants a model with a chat template
+    "streamlm verify": OPTIONS,  # wants finished results
+    "streamlm figures": OPTIONS,
+    "streamlm evaluate --model-name EleutherAI": OPTIONS,  # wants a hub
+    "hf": OPTIONS,
+    "pip install": OPTIONS,  # changes the environment
+    "python": RUN,
+    "python benchmarks": OPTIONS,  # half an hour, and nothing else should run
+    "source": RUN,
+}
+INLINE = {"make": DRY, "snakemake": DRY, "streamlm": OPTIONS, "python": OPTIONS}  # in running text
+SMALLER = {"max_new_tokens=20_000": "max_new_tokens=20", "max_new_tokens=2_000": "max_new_tokens=20",
+           "--max-new-tokens 20000": "--max-new-tokens 20"}  # fmt: skip
+
+
+def blocks(page, language):
+    """Return what stands in the fences of one language, in order; a fence in a list is indented."""
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for block in found]
+
+
+def commands(block):
+    """Return the commands of a block, one for each line that is not continued."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def inline_commands(page):
+    """Return the commands in running text: code that begins as one of ours does, and goes on."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", text)
+    return [span for span in spans if span.split()[0] in INLINE and len(span.split()) > 1]
+
+
+def what_to_do(command, table):
+    """Return what the table says of a command, settings of the environment in front of it left out."""
+    words = re.sub(r"^(\w+=\S*\s+)+", "", command)
+    operators = {"&&", "||", "|", ";", "&"} & set(shlex.shlex(words, posix=True, punctuation_chars=True))
+    assert not operators, f"write one command a line, so that something can be said of each: {command!r}"
+    fitting = [start for start in table if re.match(rf"{re.escape(start)}(?![\w-])", words)]
+    assert fitting, f"nothing says what to do with {command!r}; add it to a table in {Path(__file__).name}"
+    return table[max(fitting, key=len)]
+
+
+def rewritten(command, table):
+    """Return a command as it is to be run here."""
+    for long, short in SMALLER.items():
+        command = command.replace(long, short)
+    way = what_to_do(command, table)
+    if way == DRY:
+        # Whatever executor a profile names: its plugin need not be installed.
+        command = re.sub(r"\bsnakemake\b", "snakemake -n --executor dryrun", command, count=1)
+        return re.sub(r"\bmake\b", "make -n", command, count=1)
+    if way == OPTIONS:
+        called = re.match(r"(\S+ \S+)", command)[1]
+        options = re.findall(r"\s(--[a-z-]+)", command)
+        return "\n".join([f"help=$({called} --help)", *(f'grep -qwe {o} <<< "$help"' for o in options)])
+    return command
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of the project in which a tiny model has the name of the packaged one, with texts and tokens."""
+    place = tmp_path_factory.mktemp("documented")
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, place / part)
+    model = place / "data/models/smollm2-135m-instruct"
+    for folder in (model, place / "mymodel", place / "data/smoke/model"):
+        write_tiny_model(folder)
+    prose = "Attention sinks keep a stream of text steady. " * 300
+    (place / "notes.txt").write_text(prose)
+    for corpus in ("wikitext", "pg19"):
+        write_sample(place / f"data/{corpus}/sample.json", corpus, {}, [Document(title=corpus, text=prose)])
+        tokens = place / f"data/tokens/{model.name}/{corpus}.npy"
+        tokens.parent.mkdir(parents=True, exist_ok=True)
+        np.save(tokens, np.random.default_rng(0).integers(0, 256, 12_000))
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            if named := re.match(r"# (configs/\S+\.yaml)\n", block):
+                (place / named[1]).write_text(block)
+    programs = {
+        "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake",
+        "pip": "-m pip", "python": "", "hf": "-m huggingface_hub.cli.hf",
+    }  # fmt: skip
+    for name, arguments in programs.items():
+        (place / "bin").mkdir(exist_ok=True)
+        (place / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        (place / "bin" / name).chmod(0o755)
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/activate").touch()  # the environment that runs the tests is active
+    return place
+
+
+def run(place, *command, **options):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE")}
+    environment |= {
+        "PATH": f"{place}/bin:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(place), "COLUMNS": "200",
+    }  # fmt: skip
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+SHELL = {block: page.name for page in PAGES for block in blocks(page, "sh")}  # equal ones once
+MENTIONED = {command: page.name for page in PAGES for command in inline_commands(page)}
+
+
+@pytest.mark.parametrize("block", SHELL, ids=[f"{name}-{i}" for i, name in enumerate(SHELL.values())])
+def test_shell_block_runs(place, block):
+    lines = [rewritten(command, BLOCKS) for command in commands(block)]
+    run(place, "bash", "-euo", "pipefail", "-c", "\n".join(lines))
+
+
+@pytest.mark.parametrize("command", MENTIONED, ids=[f"{page}-{span}" for span, page in MENTIONED.items()])
+def test_command_in_running_text_is_known(place, command):
+    run(place, "bash", "-euo", "pipefail", "-c", rewritten(command, INLINE))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
+def test_python_of_a_page_runs_from_top_to_bottom(place, page):
+    script = "\n".join(blocks(page, "python"))
+    for long, short in SMALLER.items():
+        script = script.replace(long, short)
+    run(place, sys.executable, "-c", script)
+
+
+def test_command_that_no_table_has_is_refused():
+    with pytest.raises(AssertionError, match=r"nothing says what to do with 'sbatch"):
+        rewritten("sbatch job.sh", BLOCKS)
+    with pytest.raises(AssertionError, match="write one command a line"):
+        rewritten("make all && rm -r results", BLOCKS)
+    assert rewritten("A=1 snakemake all", BLOCKS) == "A=1 snakemake -n --executor dryrun all"
+    assert rewritten("make all", BLOCKS) == "make -n all"
+    assert rewritten("snakemake --unlock", BLOCKS) == "snakemake --unlock"
+
+
+def test_unknown_option_in_a_document_is_found(place):
+    with pytest.raises(AssertionError):
+        run(place, "bash", "-euo", "pipefail", "-c", rewritten("streamlm evaluate --n-sinks 4", INLINE))
+
+
+def test_every_fence_is_of_a_kind_that_is_checked():
+    # console: what other programs print
+    for page in PAGES:
+        marks = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
+        assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console"}, page.name
+        assert set(marks[1::2]) <= {""}, page.name
+
+
+def merged(config, changes):
+    """Return a config with changes in it, as Snakemake merges files."""
+    both = {
+        key: merged(config[key], value) if isinstance(value, dict) and key in config else value
+        for key, value in changes.items()
+    }
+    return {**config, **both}
+
+
+FRAGMENTS = [yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")]
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("fragment", [part for part in FRAGMENTS if part.keys() <= CONFIG.keys()], ids=str)
+def test_config_that_is_shown_has_no_fault(place, monkeypatch, fragment):
+    monkeypatch.chdir(place)
+    check_config(merged(CONFIG, fragment))
+
+
+def message_patterns():
+    """Yield a pattern for every text in the source: what is filled in may be anything."""
+    for file in (ROOT / "streamlm").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [
+                getattr(part, "value", None) for part in parts if not isinstance(part, ast.FormattedValue)
+            ]
+            if len("".join(text for text in texts if isinstance(text, str))) > 20:
+                yield "".join(
+                    ".+" if isinstance(part, ast.FormattedValue) else re.escape(part.value) for part in parts
+                )
+
+
+@pytest.mark.parametrize("message", blocks(ROOT / "docs/troubleshooting.md", "text"))
+def test_quoted_message_is_one_of_ours(message):
+    line = re.sub(r"^(streamlm|ValueError): ", "", message)
+    assert any(re.fullmatch(pattern + "\n?", line) for pattern in message_patterns()), line
+
+
+def named_places():
+    """Yield (file, name) of tables that say where something goes: `file`: `name`, `name`, or in columns."""
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs/new-method.md"):
+        for file, names in re.findall(r"`([\w/.]+)`(?:: | \| )((?:`\w+`(?:, )?)+)", page.read_text()):
+            yield from ((file, name) for name in re.findall(r"`(\w+)`", names))
+
+
+def test_places_that_are_named_exist():
+    named = list(named_places())
+    assert len(named) > 15
+    for file, name in named:
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_drawings_are_those_of_the_script(tmp_path):
+    script = ROOT / "docs/drawings/draw.py"
+    subprocess.run(
+        [sys.executable, script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    drawn, kept = (
+        {file.name: file.read_text() for file in folder.glob("*.svg")} for folder in (tmp_path, script.parent)
+    )
+    assert drawn == kept
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_measured_numbers_are_those_of_the_published_results(page):
+    sources = [*ROOT.glob("docs/results/*.md"), *ROOT.glob("benchmarks/*.txt")]
+    published = "\n".join(source.read_text() for source in sources)
+    for number in re.findall(r"[-+]?\d+\.\d+ \[[^\]]+\]", page.read_text()):
+        assert number in published, number
+
+
+@pytest.mark.parametrize(
+    ("markup", "loads"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ("<link href=//fonts.example/css rel=stylesheet>", True),
+        ("body { background: url(https://example.org/x.png) }", True),
+        ("<a href=https://arxiv.org/abs/2309.17453>paper</a>", False),
+        ('<img src="drawings/ring.svg"><link rel=stylesheet href=assets/main.css>', False),
+        ("<link rel=canonical href=https://example.org/>", False),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere_is_found(markup, loads):
+    hooks = runpy.run_path(ROOT / "docs/hooks.py")
+    assert bool(hooks["LOADED"].search(markup)) == loads
+
+
+def test_version_and_license_are_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    released = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert citation["version"] == released[0] == streamlm.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["license"] == project["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
+    assert released == sorted(
+        released, key=lambda version: [int(n) for n in version.split(".")], reverse=True
+    )

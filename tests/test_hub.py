@@ -1,0 +1,469 @@
+"""The hub path, without the internet: the real clients fetch from `hub_server`, each in its own process."""
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import tiny_neox
+from hub_server import Fault, Hub
+from safetensors.torch import load_file, save_file
+from test_gguf import random_weights, write_gguf
+from test_workflow import PARTS
+from tiny_model import write_tiny_model
+from transformers import AutoModelForCausalLM
+
+from streamlm.data import read_sample
+from streamlm.models import load_model
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENT = yaml.safe_load((ROOT / "configs" / "pythia-70m.yaml").read_text())
+PYTHIA = EXPERIMENT["models"]["pythia-70m"]["source"]
+WIKITEXT = EXPERIMENT["corpora"]["wikitext-103"]["source"]
+PG19 = EXPERIMENT["corpora"]["pg19-book"]["source"]
+PARTS_OF = ("test", "train")
+REMEDIES = ("HF_ENDPOINT", "HF_HOME", "default experiment")
+BOOKS = ["The first book.\n\nIts second paragraph. " * 300, "The second book. " * 300]
+
+
+def prose(seed, words):
+    return " ".join(random.Random(seed).choices(["attention", "sink", "window", "cache", "token"], k=words))
+
+
+ARTICLES = {f"Article {n}": f" = Article {n} = \n\n {prose(n, 60)} \n\n = = Part = = \n\n {prose(-n, 200)} \n"
+            for n in range(1, 6)}  # fmt: skip
+
+
+def parquet(**columns):
+    """Return the bytes of a parquet file with a row group for every row."""
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, row_group_size=1, compression="none")
+    return file.getvalue()
+
+
+def wikitext_files():
+    """Return files laid out as those of Salesforce/wikitext."""
+    lines = [""] + [line + "\n" if line else "" for text in ARTICLES.values() for line in text.split("\n")]
+    configs = [
+        {
+            "config_name": name,
+            "data_files": [{"split": part, "path": f"{name}/{part}-*"} for part in PARTS_OF],
+        }
+        for name in ("wikitext-103-raw-v1", "wikitext-103-v1")
+    ]
+    file = "wikitext-103-v1/test-00000-of-00001.parquet"
+    one_group = io.BytesIO()
+    pq.write_table(pa.table({"text": lines}), one_group)
+    return {
+        "README.md": f"---\n{yaml.safe_dump({'configs': configs})}---\n# WikiText\n".encode(),
+        file: one_group.getvalue(),
+        file.replace("test", "train"): parquet(text=["never fetched"]),
+    }
+
+
+def pythia_files(folder):
+    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers beside the weights."""
+    write_tiny_model(folder, make=tiny_neox, max_position_embeddings=2048)
+    weights = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    for layer in range(2):
+        attention = f"gpt_neox.layers.{layer}.attention"
+        weights[f"{attention}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        weights[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+        weights[f"{attention}.rotary_emb.inv_freq"] = 10_000.0 ** (-torch.arange(0, 4, 2) / 4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"], config["dtype"]
+    config |= {"rotary_pct": 0.5, "rotary_emb_base": 10_000, "torch_dtype": "float16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "GPTNeoXTokenizer"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return {file.name: file.read_bytes() for file in folder.iterdir()} | {
+        "README.md": b"# Pythia", "pytorch_model.bin": b"pickle", "onnx/model.safetensors": b"another",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pythia(tmp_path_factory):
+    return pythia_files(tmp_path_factory.mktemp("pythia"))
+
+
+@pytest.fixture
+def hub(pythia):
+    with Hub() as hub:
+        hub.add("models", PYTHIA["repo"], pythia, PYTHIA["revision"])
+        hub.add("datasets", WIKITEXT["repo"], wikitext_files(), WIKITEXT["revision"])
+        books = {"data/test-00000-of-00001-29a571947c0b5ccc.parquet": parquet(text=BOOKS, url=["a", "b"])}
+        hub.add("datasets", PG19["repo"], {"README.md": b"# PG19", **books}, PG19["revision"])
+        yield hub
+
+
+def environment(hub, place, **changes):
+    return {
+        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"),
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0", **changes,
+    }  # fmt: skip
+
+
+MODEL = """
+from pathlib import Path
+from streamlm.hub import fetch_model
+from streamlm.hub_errors import one_line
+with one_line():
+    fetch_model({source}, Path("data/models/pythia-70m"), "Tiny Pythia")
+"""
+TEXT = """
+from pathlib import Path
+from streamlm.data import write_sample
+from streamlm.hub_errors import one_line
+from streamlm.hub_texts import fetch_documents
+with one_line():
+    documents, source = fetch_documents({source})
+write_sample(Path("data/text/sample.json"), "A text", source, documents)
+"""
+SAMPLE = "data/text/sample.json"
+
+
+def fetch(hub, place, program, source, **changes):
+    """Run a fetch in its own process: the clients read their environment when they are imported."""
+    return subprocess.run(
+        [sys.executable, "-c", program.format(source=source)],
+        cwd=place, env=environment(hub, place, **changes), capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def fetched(hub, place, program, source, **changes):
+    done = fetch(hub, place, program, source, **changes)
+    assert (done.returncode, done.stderr) == (0, "")
+    if program == MODEL:
+        return place / "data" / "models" / "pythia-70m"
+    return read_sample(place / SAMPLE)
+
+
+def only_line(done):
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def survivors(place):
+    """Return what a failed fetch left in data/, and what it left half-done anywhere."""
+    kept = [path for path in (place / "data").rglob("*") if path.is_file()]
+    return kept + list(place.rglob("*incomplete*"))
+
+
+def test_model_folder_is_like_a_packaged_one(hub, tmp_path, pythia):
+    folder = fetched(hub, tmp_path, MODEL, PYTHIA)
+    names = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert {path.name for path in folder.iterdir()} == names
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("streamlm_title") == "Tiny Pythia"
+    assert config.pop("streamlm_commit") == PYTHIA["revision"]
+    assert config == json.loads(pythia["config.json"])
+    for name in names - {"config.json"}:
+        assert (folder / name).read_bytes() == pythia[name]
+    model = load_model(folder, dtype=torch.float32, device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ours = dict(model.named_parameters())
+    assert all(torch.equal(weight, ours[name]) for name, weight in theirs.named_parameters())
+
+
+def test_articles_of_wikitext_are_whole_and_only_their_file_is_fetched(hub, tmp_path):
+    sample = fetched(hub, tmp_path, TEXT, WIKITEXT)
+    assert {document.title: document.text for document in sample.documents} == {
+        title: text.strip() for title, text in ARTICLES.items()
+    }
+    assert sample.source["commit"] == WIKITEXT["revision"]
+    assert not any("train" in path for _, path in hub.asked)
+
+
+def test_one_book_is_streamed_without_the_rest_of_the_file(hub, tmp_path):
+    noise = random.Random(0).randbytes(20_000_000).hex()
+    file = parquet(text=[BOOKS[0], noise], url=["a", "b"])
+    hub.add("datasets", PG19["repo"], {"data/test-00000.parquet": file}, PG19["revision"])
+    sample = fetched(hub, tmp_path, TEXT, PG19)
+    assert [document.text for document in sample.documents] == [BOOKS[0]]
+    assert hub.sent < len(file) / 2
+
+
+def test_branch_is_recorded_as_its_commit(hub, tmp_path):
+    sample = fetched(hub, tmp_path, TEXT, {**PG19, "revision": "main"})
+    assert (sample.source["revision"], sample.source["commit"]) == ("main", PG19["revision"])
+
+
+def test_parquet_conversion_of_the_hub_is_a_revision_like_any(hub, tmp_path):
+    files = {"default/test/0000.parquet": parquet(text=BOOKS)}
+    hub.add("datasets", "old/pg19", files, branch="refs/convert/parquet")
+    source = {
+        **PG19,
+        "repo": "old/pg19",
+        "revision": "refs/convert/parquet",
+        "config": "default",
+        "rows": None,
+    }
+    assert [document.text for document in fetched(hub, tmp_path, TEXT, source).documents] == BOOKS
+
+
+def test_gguf_of_a_hub_becomes_a_model_folder(hub, tmp_path):
+    write_gguf(tmp_path / "m.gguf", random_weights())
+    hub.add("models", "org/gguf", {"m.gguf": (tmp_path / "m.gguf").read_bytes()})
+    done = fetch(hub, tmp_path, MODEL, {"repo": "org/gguf", "revision": "main", "gguf": "m.gguf"})
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "data" / "models" / "pythia-70m"
+    assert json.loads((folder / "config.json").read_text())["streamlm_title"] == "Tiny Pythia"
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_filled_cache_serves_offline(hub, tmp_path):
+    fetched(hub, tmp_path, MODEL, PYTHIA)
+    online = fetched(hub, tmp_path, TEXT, WIKITEXT)
+    shutil.rmtree(tmp_path / "data")
+    hub.asked.clear()
+    assert (fetched(hub, tmp_path, MODEL, PYTHIA, HF_HUB_OFFLINE="1") / "model.safetensors").is_file()
+    assert fetched(hub, tmp_path, TEXT, WIKITEXT, HF_HUB_OFFLINE="1") == online
+    assert hub.asked == []
+
+
+def test_streamed_text_needs_its_file_in_the_cache_offline(hub, tmp_path):
+    fetched(hub, tmp_path, TEXT, PG19)
+    (tmp_path / SAMPLE).unlink()
+    line = only_line(fetch(hub, tmp_path, TEXT, PG19, HF_HUB_OFFLINE="1"))
+    assert f"from the cache in HF_HOME ({tmp_path / 'hf'}), as HF_HUB_OFFLINE asks: it is not there" in line
+    download = [Path(sys.executable).parent / "hf", "download", PG19["repo"], "--repo-type", "dataset"]
+    only = ["--revision", PG19["revision"], "--include", "README.md", "--include", "data/test-*"]
+    subprocess.run([*download, *only], env=environment(hub, tmp_path), check=True, capture_output=True)
+    assert fetched(hub, tmp_path, TEXT, PG19, HF_HUB_OFFLINE="1").documents[0].text == BOOKS[0]
+
+
+READ = ("GET",)
+FAULTS = {
+    "401": (TEXT, WIKITEXT, Fault(401, "/api/"), "401 Unauthorized for /api/datasets/.*give a token"),
+    "404": (TEXT, WIKITEXT, Fault(404, "/api/"), "404 Not Found for /api/datasets/.*correct the name"),
+    "429": (TEXT, WIKITEXT, Fault(429, "/resolve/"), "429 Too Many Requests for /datasets/.*wait"),
+    "429 of a listing": (TEXT, WIKITEXT, Fault(429, "/tree/"), "429 Too Many Requests for /api/datasets/"),
+    "500": (TEXT, WIKITEXT, Fault(500, "/resolve/"), "500 Internal Server Error for .*try again"),
+    "500 in a stream": (TEXT, PG19, Fault(500, "/cdn/"), "500 Internal Server Error for /cdn/.*try again"),
+    "stalled listing": (TEXT, PG19, Fault("stall", "/tree/"), "it sent nothing for 1 s; try again"),
+    "stalled body": (MODEL, PYTHIA, Fault("stall", "/cdn/", READ), "it sent nothing for 1 s; try again"),
+    "body cut short": (MODEL, PYTHIA, Fault("cut", "/cdn/", READ), "the connection broke off .*try again"),
+    "wrong weights": (MODEL, PYTHIA, Fault("corrupt", "/cdn/"), "^model.safetensors of .*another hash"),
+    "wrong config": (MODEL, PYTHIA, Fault("corrupt", "config.json"), "^config.json, gen.*another hash"),
+    "wrong text": (TEXT, WIKITEXT, Fault("corrupt", "/cdn/"), "^test-00000-of-.*another hash"),
+    "wrong stream": (TEXT, PG19, Fault("corrupt", "/cdn/"), "Parquet magic bytes not found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_one_line_with_remedies_and_a_retry_picks_up(hub, tmp_path, name):
+    program, source, fault, reason = FAULTS[name]
+    hub.faults.append(fault)
+    line = only_line(fetch(hub, tmp_path, program, source))
+    assert re.search(reason, line), line
+    assert all(part in line for part in (*REMEDIES, source["repo"], hub.url)), line
+    assert survivors(tmp_path) == []
+    hub.faults.clear()
+    fetched(hub, tmp_path, program, source)
+
+
+@pytest.mark.parametrize(("program", "source"), [(MODEL, PYTHIA), (TEXT, WIKITEXT)], ids=["model", "text"])
+def test_hub_that_is_gone_is_one_line(hub, tmp_path, program, source):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening
+        gone = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        line = only_line(fetch(hub, tmp_path, program, source, HF_ENDPOINT=gone))
+    assert f"from {gone}: nobody answers there; check the network and HF_ENDPOINT" in line
+    assert all(part in line for part in REMEDIES)
+    assert survivors(tmp_path) == []
+    fetched(hub, tmp_path, program, source)
+
+
+@pytest.mark.parametrize(
+    ("program", "source", "fault"),
+    [
+        (TEXT, WIKITEXT, Fault(429, "/resolve/", times=2)),
+        (TEXT, WIKITEXT, Fault(500, "/resolve/", ("HEAD",), times=2)),
+        (TEXT, PG19, Fault(429, "/cdn/", times=2)),
+        (TEXT, WIKITEXT, Fault("cut", "/cdn/", READ, times=1)),
+        (TEXT, WIKITEXT, Fault("stall", "/cdn/", READ, times=1)),
+    ],
+    ids=["429", "500", "429 in a stream", "cut", "stall"],
+)
+def test_passing_fault_is_not_noticed(hub, tmp_path, program, source, fault):
+    hub.faults.append(fault)
+    fetched(hub, tmp_path, program, source)
+    assert fault.times == 0
+
+
+def test_what_came_whole_is_not_fetched_again(hub, tmp_path):
+    hub.faults.append(Fault("corrupt", "/cdn/"))
+    only_line(fetch(hub, tmp_path, MODEL, PYTHIA))
+    hub.faults.clear()
+    hub.asked.clear()
+    fetched(hub, tmp_path, MODEL, PYTHIA)
+    assert [
+        path for method, path in hub.asked if method == "GET" and "/api/" not in path and "cdn" not in path
+    ] == []
+
+
+def test_weights_in_pickles_are_refused(hub, tmp_path, pythia):
+    files = {name: content for name, content in pythia.items() if not name.endswith(".safetensors")}
+    hub.add("models", PYTHIA["repo"], files, PYTHIA["revision"])
+    line = only_line(fetch(hub, tmp_path, MODEL, PYTHIA))
+    assert "has no model.safetensors, and weights in pickles (pytorch_model.bin) are never loaded" in line
+    assert not any(path.endswith(".bin") for _, path in hub.asked)
+
+
+def test_model_that_needs_code_of_its_own_is_refused_and_the_code_not_fetched(hub, tmp_path, pythia):
+    auto_map = {"AutoModelForCausalLM": "modeling.Own", "AutoConfig": "modeling.Cfg"}
+    config = json.loads(pythia["config.json"]) | {"model_type": "own", "auto_map": auto_map}
+    code = b"import pathlib; pathlib.Path('ran').touch()"
+    files = {**pythia, "config.json": json.dumps(config).encode(), "modeling.py": code}
+    hub.add("models", PYTHIA["repo"], files, PYTHIA["revision"])
+    line = only_line(fetch(hub, tmp_path, MODEL, PYTHIA))
+    assert "a model of kind 'own', which transformers does not know without the repository's own code" in line
+    assert not any(path.endswith(".py") for _, path in hub.asked)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "change", "message"),
+    [
+        ({"pg19.py": b"raise SystemExit"}, {}, "has no parquet for config None, split test .*scripts"),
+        (None, {"column": "txt"}, "has no column 'txt'; use one of text, url"),
+        (None, {"split": "dev"}, "has no parquet for config None, split dev"),
+        (None, {"revision": "v9"}, "404 Not Found for .*v9; correct the name and the revision"),
+        (wikitext_files(), {"config": "wikitext-2"}, "no config 'wikitext-2'; use one of wikitext-103"),
+        (wikitext_files(), {}, "has no config None; use one of wikitext-103-raw-v1, wikitext-103-v1"),
+        (wikitext_files(), {"config": "wikitext-103-v1", "split": "dev"}, "no split 'dev'; use one of te"),
+    ],
+)  # fmt: skip
+def test_wrong_name_of_a_text_is_one_line(hub, tmp_path, files, change, message):
+    if files:
+        hub.add("datasets", PG19["repo"], files, PG19["revision"])
+    line = only_line(fetch(hub, tmp_path, TEXT, PG19 | change))
+    assert re.search(message, line), line
+
+
+def test_no_option_lets_code_of_a_hub_run():
+    for file in [
+        *(ROOT / "streamlm").glob("*.py"),
+        *(ROOT / "workflow").rglob("*.*"),
+        *(ROOT / "configs").iterdir(),
+    ]:
+        if file.suffix in {".py", ".yaml", ".smk"}:
+            text = file.read_text().replace("trust_remote_code=False", "")
+            assert "trust_remote_code" not in text, file
+            assert "pickle.load" not in text, file
+
+
+def streamlm(hub, place, *args, **changes):
+    return subprocess.run(
+        [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)],
+        cwd=place, env=environment(hub, place, **changes), capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_command_takes_hub_ids(hub, tmp_path):
+    done = streamlm(
+        hub, tmp_path, "evaluate", "--model-name", PYTHIA["repo"], "--dataset-name", WIKITEXT["repo"],
+        "--dataset-config", "wikitext-103-v1", "--max-samples", 2, "--n-sink", 2, "--window-size", 30,
+        "--output", "record.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["model"] == PYTHIA["repo"]
+    assert record["dataset"] == "Salesforce/wikitext wikitext-103-v1 test"
+    texts = [text.strip() for text in list(ARTICLES.values())[:2]]
+    assert record["tokens"]["count"] == len("\n\n".join(texts).encode())  # a token a byte
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model-name", "org/gone"], "no folder org/gone, and of the hub: cannot fetch org/gone at main"),
+        (["--model-name", PYTHIA["repo"] + "@v9"], "404 Not Found for .*v9"),
+        (["--dataset-config", "x"], "--dataset-config is of a data set on a hub; give its id, org/name"),
+    ],
+)  # fmt: skip
+def test_mistake_at_the_command_is_one_line(hub, tmp_path, args, message):
+    done = streamlm(
+        hub, tmp_path, "evaluate", "--model-name", PYTHIA["repo"], "--dataset-name", "wikitext", *args
+    )
+    assert re.search(message, only_line(done)), done.stderr
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project, in which `snakemake` runs the hub's experiment, at sizes for a test."""
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, tmp_path / part)
+    small = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
+    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison")}
+    names = {"model": "pythia-70m", "corpora": ["wikitext-103", "pg19-book"]}
+    sizes["experiment"] = small["experiment"] | names
+    del sizes["comparison"]["presses"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(sizes))
+    return tmp_path
+
+
+def snakemake(hub, place, *targets):
+    variables = environment(hub, place)
+    del variables["PYTHONPATH"]
+    configs = ["--configfile", "configs/pythia-70m.yaml", "small.yaml"]
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *targets, *configs],
+        cwd=place, env=variables, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_failing_fetch_of_the_workflow_shows_one_line_and_a_second_run_goes_on(hub, project):
+    hub.faults.append(Fault(500, "/api/models/"))
+    done = snakemake(hub, project, "data/models/pythia-70m")
+    log = (project / "results/pythia-70m/logs/fetch_model/pythia-70m.log").read_text()
+    assert done.returncode == 1
+    assert len(log.splitlines()) == 1
+    assert log in done.stdout + done.stderr
+    assert re.search("cannot fetch EleutherAI/pythia-70m at .*: 500 Internal Server Error", log)
+    assert not list((project / "data").rglob("*pythia*"))
+    hub.faults.clear()
+    assert snakemake(hub, project, "data/models/pythia-70m").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.kvpress
+def test_experiment_of_the_hub_runs_end_to_end(hub, project):
+    done = snakemake(hub, project, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = project / "results" / "pythia-70m"
+    for corpus, title in (("wikitext-103", "WikiText-103 test"), ("pg19-book", "PG19 test, first book")):
+        record = json.loads((results / f"streaming_llm/{corpus}_result.json").read_text())
+        assert (record["model"], record["dataset"]) == ("Pythia-70M", title)
+        assert np.isfinite(record["streaming"]["perplexity"])
+        sample = read_sample(project / f"data/{corpus}/sample.json")
+        assert sample.source["commit"] == EXPERIMENT["corpora"][corpus]["source"]["revision"]
+    assert len(read_sample(project / "data/pg19-book/sample.json").documents) == 1
+    comparison = json.loads((results / "kvpress/wikitext-103_comparison.json").read_text())
+    assert "SnapKVPress" in json.dumps(comparison)
+    assert (results / "figures/implementation_comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((project / "data").glob("models/smollm2*"))
+    assert "Nothing to be done" in snakemake(hub, project, "all").stderr

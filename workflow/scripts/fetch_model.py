@@ -1,0 +1,10 @@
+import sys
+from pathlib import Path
+
+from streamlm.hub import fetch_model
+from streamlm.hub_errors import one_line
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+with one_line():
+    fetch_model(snakemake.params.source, out_dir=Path(snakemake.output[0]), title=snakemake.params.title)

@@ -1,0 +1,12 @@
+import sys
+from pathlib import Path
+
+from streamlm.data import write_sample
+from streamlm.hub_errors import one_line
+from streamlm.hub_texts import fetch_documents
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+with one_line():
+    documents, source = fetch_documents(snakemake.params.source)
+write_sample(Path(snakemake.output[0]), snakemake.params.title, source, documents)

@@ -1,0 +1,10 @@
+import sys
+from pathlib import Path
+
+from streamlm.plotting import save_figures
+from streamlm.records import read_record
+from streamlm.scheme_figure import plot_schemes
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+save_figures(snakemake.output, plot_schemes([read_record(path) for path in snakemake.input]))

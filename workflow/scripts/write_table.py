@@ -1,0 +1,9 @@
+import sys
+from pathlib import Path
+
+from streamlm.records import read_record
+from streamlm.table_files import write_table
+
+sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
+
+write_table(snakemake.wildcards.figure, [read_record(path) for path in snakemake.input], snakemake.output)
