@@ -166,8 +166,6 @@ def describe(rule: Schema, schema: Schema) -> str:
         return f"one of {', '.join(map(str, rule['enum']))}"
     if "oneOf" in rule:
         return " or ".join(describe(part, schema) for part in rule["oneOf"])
-    if "type" not in rule and "else" in rule:
-        return describe(rule["else"], schema)
     types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     return " or ".join(_TYPES[name] + _limits(name, rule, schema) for name in types)
 

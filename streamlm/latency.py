@@ -386,7 +386,7 @@ def _setting(
         "dataset": dataset,
         "capacity": capacity,
         "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "environment": {
             **describe_environment(__file__),
             "device": device_name(device),

@@ -203,12 +203,20 @@ def draw_table(
     return figure
 
 
+WITHOUT = {"pdf": ("Creator", "Producer", "CreationDate"), "png": ("Software",)}  # what would differ
+
+
 def save_figure(target: Path | str, figure: Figure) -> None:
-    """Write a figure as its suffix says, whole or not at all; the same figure gives the same bytes."""
+    """Write a figure as its suffix says, whole or not at all; the same figure gives the same bytes.
+
+    Raises:
+        ValueError: if the suffix is neither .png nor .pdf.
+    """
     kind = Path(target).suffix.removeprefix(".")
-    nothing = {"pdf": ("Creator", "Producer", "CreationDate"), "png": ("Software",)}[kind]
+    if kind not in WITHOUT:
+        raise ValueError(f"a figure is written as .png or .pdf, got {target}")
     with atomic_path(target) as path, matplotlib.rc_context(STYLE):
-        figure.savefig(path, format=kind, dpi=300, metadata=dict.fromkeys(nothing))
+        figure.savefig(path, format=kind, dpi=300, metadata=dict.fromkeys(WITHOUT[kind]))
 
 
 def save_figures(targets: Sequence[Path | str], figure: Figure) -> None:

@@ -92,28 +92,28 @@ class NoCache:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_full_disk_is_named_and_leaves_the_old_file(mount, tmp_path, kind):
     disk = mount("-t", "tmpfs", "-o", "size=8k", "tmpfs", tmp_path / "disk")
-    (disk / "it").write_text("old")
+    (disk / "it.png").write_text("old")
     with pytest.raises(
-        OSError, match=r"^cannot write .*disk/it: No space left on device; .* free some space"
+        OSError, match=r"^cannot write .*disk/it.png: No space left on device; .* free some space"
     ) as e:
-        WRITERS[kind](disk / "it")
+        WRITERS[kind](disk / "it.png")
     assert "\n" not in str(e.value)
-    assert [path.name for path in disk.iterdir()] == ["it"]
-    assert (disk / "it").read_text() == "old"
+    assert [path.name for path in disk.iterdir()] == ["it.png"]
+    assert (disk / "it.png").read_text() == "old"
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_file_beyond_a_limit_is_named_and_leaves_the_old_file(tmp_path, kind):
-    (tmp_path / "it").write_text("old")
+    (tmp_path / "it.png").write_text("old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"^cannot write .*it: File too large; .* free some space"):
-            WRITERS[kind](tmp_path / "it")
+        with pytest.raises(OSError, match=r"^cannot write .*it.png: File too large; .* free some space"):
+            WRITERS[kind](tmp_path / "it.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
-    assert (tmp_path / "it").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["it.png"]
+    assert (tmp_path / "it.png").read_text() == "old"
 
 
 def test_read_only_folder_is_named(mount, tmp_path):

@@ -100,12 +100,16 @@ def ablate(
     output_dir: Annotated[
         Path | None, typer.Option(help="Keep record and losses of every run here.", rich_help_panel=OUTPUT)
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw it, .png.", rich_help_panel=OUTPUT)] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw it, .png or .pdf.", rich_help_panel=OUTPUT)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Change window size or number of sinks: a table against dense, judged on common tokens."""
     sizes = ablation_sizes(ablation_type, window_size, n_sink, capacity)
     check_targets(output, figure)
+    if figure is not None and figure.suffix not in (".png", ".pdf"):
+        raise typer.BadParameter(f"a figure is written as .png or .pdf, got {figure}")
     from tabulate import tabulate
 
     from streamlm.experiment import run_label

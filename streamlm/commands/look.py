@@ -183,6 +183,7 @@ def _latency(paths: list[Path]) -> Any:
 
 # Of each figure: the records that it is drawn from, and how.
 FIGURES: dict[str, tuple[str, Draw]] = {
+    "schemes": ("streaming_llm/*_result.json", _from_all("scheme_figure", "plot_schemes")),
     "main_comparison": ("streaming_llm/*_result.json", _from_all("figures", "plot_main_comparison")),
     "results_summary": ("streaming_llm/*_result.json", _from_all("figures", "plot_results_summary")),
     "ablation_window_size": ("streaming_llm/ablation_window_size.json", _ablation("window_size")),
