@@ -306,7 +306,7 @@ def test_figures_of_a_folder_without_records_is_a_fault(place):
     done = streamlm(place, "figures", "--results-dir", "model", "--only", "main_comparison")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1].startswith("streamlm: no figure could be drawn from model")
-    refuse(streamlm(place, "figures", "--only", "no"), 2, "unknown figure 'no'; known are main_comparison")
+    refuse(streamlm(place, "figures", "--only", "no"), 2, "unknown figure 'no'; known are schemes, main")
 
 
 def test_every_figure_of_the_workflow_can_be_drawn_again():

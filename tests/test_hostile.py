@@ -163,10 +163,12 @@ def test_leftovers_of_a_killed_write_go_with_the_next_one_but_not_those_in_use(t
 
 
 def test_read_only_results_are_reported_before_any_job(project, mount):
-    (project / TARGETS[1]).unlink()
+    for suffix in (".png", ".pdf"):
+        (project / TARGETS[1]).with_suffix(suffix).unlink()
     mount("--bind", project / "results", project / "results")
     subprocess.run(["mount", "-o", "remount,ro,bind", project / "results"], check=True)
-    assert run(project, "-n", TARGETS[1])[0]
+    listed, said = run(project, "-n", TARGETS[1])
+    assert listed, said
     done, said = run(project, TARGETS[1])
     assert not done
     assert f"results_dir: {RESULTS} cannot be written (Read-only file system); make it writable" in said

@@ -411,7 +411,11 @@ def test_mistake_at_the_command_is_one_line(hub, tmp_path, args, message):
 
 
 def test_config_of_a_data_set_that_is_not_on_a_hub_is_refused(hub, tmp_path):
-    done = streamlm(hub, tmp_path, "evaluate", "--dataset-name", "wikitext", "--dataset-config", "x")
+    (tmp_path / "model").mkdir()
+    done = streamlm(
+        hub, tmp_path, "evaluate", "--model-name", "model", "--dataset-name", "wikitext",
+        "--dataset-config", "x",
+    )  # fmt: skip
     assert "--dataset-config is of a data set on a hub; give its id" in only_line(done, status=2)
 
 

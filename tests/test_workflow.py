@@ -49,7 +49,8 @@ COMPARED = COMPARED_SHOWN | COMPARING
 MEASURING = {"measure_perplexity"} | TIMING | COMPARING
 SHOWING = SHOWN | TIMED_SHOWN | COMPARED_SHOWN
 READING = {"extract_sample", "tokenise_corpus"}
-FETCHING = {"fetch_archive", "convert_model"}
+FROM_HUB = {"fetch_model", "fetch_sample"}
+FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
 MAIN = {
     "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary"
 }  # fmt: skip
@@ -62,9 +63,13 @@ ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream":
 # The rules whose script imports a module, directly or not: what an edit of it reruns, and all that follows.
 IMPORTING = {
     "__init__ cli capture experiment preflight faults config_check verify verify_summaries": set(),
+    "generation chat layout": set(),
     "archives": FETCHING | READING,
-    "text data": READING,
-    "gguf": {"convert_model"},
+    "text data": READING | {"fetch_sample"},
+    "gguf": {"convert_model"} | FROM_HUB,
+    "hub_errors hub": FROM_HUB,
+    "hub_texts": {"fetch_sample"},
+    "progress": MEASURING,
     "config provenance rope attention steps ring layers cache models": MEASURING,
     "checkpoint scoring perplexity": MEASURING,
     "memory latency": TIMING,
