@@ -40,7 +40,7 @@ from streamlm.plotting import (
 )
 from streamlm.presses import OURS
 from streamlm.records import Record
-from streamlm.summary import check_comparable, describe_setting
+from streamlm.summary import check_comparable, describe_setting, few_blocks
 
 
 @matplotlib.rc_context(STYLE)
@@ -86,6 +86,7 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Figure:
         "what is scored",
         f"shaded interval: {100 * first['confidence']:g} % moving-block bootstrap, within this text, "
         f"of dense (grey) and {OURS[0]} (blue)",
+        *_few_blocks(first),
         *refusals(first),
     ]
     finish(figure, "What each method keeps of a context, at equal budgets", handles, notes)
@@ -109,7 +110,14 @@ def _describe(record: Record) -> list[str]:
         f"{contexts['scored_tokens']:,} scored; decoded: {decoded['tokens']:,} tokens, one by one, in turns",
         f"{record['n_sink']} sinks; intervals: {100 * record['confidence']:g} % moving-block bootstrap, "
         "within this text",
+        *_few_blocks(record, record["decoding"]["methods"]["dense"]),
     ]
+
+
+def _few_blocks(*parts: Record) -> list[str]:
+    counts = [part.get("dense", part)["interval_blocks"] for part in parts]
+    told = " and ".join(f"{count:.3g}" for count in counts)
+    return [f"{note}: here they are {told}" for note in [few_blocks(counts)] if note]
 
 
 BARS = (  # title, unit, key, interval

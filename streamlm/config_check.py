@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from streamlm.experiment import Config, model_folder, sink_ablation, window_ablation
+from streamlm.experiment import MODEL_FILES, Config, model_folder, sink_ablation, window_ablation
 from streamlm.faults import did_you_mean, repeated_keys, schema_faults, show, without
 from streamlm.presses import check_budgets, compared_methods
 
@@ -81,10 +81,14 @@ def _path_faults(path: Path, folder: bool) -> Iterator[str]:
             yield "is no model; give a transformers folder with its config.json, or a .gguf file"
         elif not folder and not path.is_file():
             yield "is no file; give the file itself"
-        elif not os.access(path, os.R_OK):
-            yield "may not be read; change its permissions or copy it"
+        elif hidden := [file for file in _read_of(path) if not os.access(file, os.R_OK)]:
+            yield f"cannot be read: {hidden[0].name}; change its permissions, or fetch it again"
     except OSError as error:
         yield f"cannot be reached ({error.strerror}); correct it"
+
+
+def _read_of(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if file.suffix in MODEL_FILES] if path.is_dir() else [path]
 
 
 def _titles(config: Config) -> Iterator[str]:

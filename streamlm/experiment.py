@@ -139,6 +139,9 @@ def model_folder(config: Config, name: str) -> str:
     return f"data/models/{name}"
 
 
+MODEL_FILES = {".json", ".safetensors", ".model", ".txt"}  # the last two: tokenizers of an older kind
+
+
 def model_files(config: Config, name: str) -> list[str]:
     """Return the files of a user's own model folder, whose change must be noticed; none for one made here.
 
@@ -147,4 +150,4 @@ def model_files(config: Config, name: str) -> list[str]:
     folder = Path(model_folder(config, name))
     if folder != Path(source_file(config, "models", name)):
         return []
-    return [str(file) for file in sorted(folder.iterdir()) if file.suffix in {".json", ".safetensors"}]
+    return [str(file) for file in sorted(folder.iterdir()) if file.suffix in MODEL_FILES]

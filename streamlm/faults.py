@@ -244,6 +244,8 @@ def repeated_keys(file: Path | str) -> Iterator[str]:
         for key, value in node.value:
             pending.append(((*place, str(key.value)), value))
             line = key.start_mark.line + 1
-            if (first := lines.setdefault(str(key.value), line)) != line:
+            if str(key.value) in lines:
                 name = key_name((*place, str(key.value)))
+                first = lines[str(key.value)]
                 yield f"{name}: written twice in {file}, lines {first} and {line}; keep one of them"
+            lines.setdefault(str(key.value), line)

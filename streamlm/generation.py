@@ -27,7 +27,7 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # nor what is no number
             raise ValueError(f"temperature must be >= 0, got {self.temperature}; 0 takes the likeliest token")
         if not 0 < self.top_p <= 1:
             raise ValueError(
@@ -64,19 +64,19 @@ class TextStream:
     def push(self, token: int) -> str:
         """Return the text that the token completes, all but a character of which bytes are still to come."""
         self.ids.append(token)
-        text = self._decode()
-        ready = text.removesuffix(HALF)
+        text = self._decode(self.ids)
+        # Some tokenizers show each of up to three bytes of an unfinished character.
+        ready = text[: max(len(text.rstrip(HALF)), len(text) - 3)]
         new = ready[self.n_shown :]
-        self.n_shown = len(ready)
-        if ready == text:  # one token stays: some tokenizers drop the space of a text's first word
-            self.ids = [token]
-            self.n_shown = len(self._decode())
+        self.n_shown = max(self.n_shown, len(ready))
+        if ready == text:  # one character stays: some tokenizers drop the space of a text's first word
+            suffixes = (self.ids[-n:] for n in range(1, 5))
+            self.ids = next((ids for ids in suffixes if HALF not in self._decode(ids)), [token])
+            self.n_shown = len(self._decode(self.ids))
         return new
 
-    def _decode(self) -> str:
-        text: str = self.tokenizer.decode(
-            self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 

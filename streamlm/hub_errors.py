@@ -1,5 +1,6 @@
 """What a hub's clients raise, said in one line: what failed, and what to do about it."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +50,14 @@ def _known(error: BaseException) -> tuple[str, str] | None:
                 f"it sent nothing for {constants.HF_HUB_DOWNLOAD_TIMEOUT} s",
                 "try again, or wait longer with HF_HUB_DOWNLOAD_TIMEOUT",
             )
+        case httpx.UnsupportedProtocol():
+            return "that is no address", "let HF_ENDPOINT begin with https://"
+        case httpx.ConnectError() if "SSL" in str(error):
+            return f"its certificate is refused ({error})", "give the one to trust with SSL_CERT_FILE"
         case httpx.ConnectError():
             return "nobody answers there", "check the network and HF_ENDPOINT, and try again"
+        case OSError(errno=errno.ENOSPC):
+            return "the disk is full here", "free some space, and try again"
         case httpx.HTTPError():
             return f"the connection broke off ({error})", "try again: what came whole is kept"
         case OSError() if "Consistency check failed" in str(error):

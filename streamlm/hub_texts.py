@@ -28,7 +28,7 @@ def named_documents(
     """
     if (found := parse_repo(name)) is None:
         raise ValueError(f"{name!r} is no data set on a hub; write org/name or org/name@revision")
-    lines = found["repo"] == WIKITEXT
+    lines = found["repo"].lower() == WIKITEXT.lower()
     documents, _ = fetch_documents(
         {
             **found, "config": config, "split": split, "column": "text",
@@ -98,7 +98,7 @@ def _split_patterns(card: Path, repo: str, config: str | None, split: str) -> li
     if not data_files:
         root = entry.get("data_dir") or config
         roots = [f"{root}/"] if root else ["", "**/"]
-        return [f"{root}{name}.parquet" for root in roots for name in (f"{split}*", f"{split}/*")]
+        return [f"{root}{name}.parquet" for root in roots for name in (split, f"{split}-*", f"{split}/*")]
     if isinstance(data_files, list) and isinstance(data_files[0], dict):
         splits = {part["split"]: part["path"] for part in data_files}
     else:

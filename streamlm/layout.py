@@ -44,14 +44,20 @@ def read_config(folder: Path | str) -> PretrainedConfig:
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the config in {folder} cannot be read: {reason}") from error
 
 
 def describe_layout(config: PretrainedConfig) -> Layout:
-    """Return the layout that a model's config tells."""
+    """Return the layout that a model's config tells.
+
+    Raises:
+        ValueError: if it is of a kind without attention heads.
+    """
     text = config.get_text_config(decoder=True)
+    if not getattr(text, "num_attention_heads", None):
+        raise ValueError(f"a {text.model_type} has no attention heads, and so no keys and values to hold")
     rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     try:

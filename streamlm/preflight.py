@@ -1,6 +1,7 @@
 """What disk and clock must be like before an experiment starts, and the state of the user's own files."""
 
 import hashlib
+import os
 import tempfile
 import time
 from datetime import datetime
@@ -66,7 +67,7 @@ def check_dates(config: Config) -> None:
     experiment, now = config["experiment"], time.time()
     files = [Path(file) for file in own_files(config, "models", experiment["model"])]
     files += [Path(file) for name in experiment["corpora"] for file in own_files(config, "corpora", name)]
-    made = [path for root in ("data", config["results_dir"]) for path in sorted(Path(root).rglob("*"))]
+    made = [path for root in ("data", config["results_dir"]) for path in _files_below(Path(root))]
     for path in files + made:
         late = _date(path)
         if late > now + CLOCK_SLACK:
@@ -77,8 +78,13 @@ def check_dates(config: Config) -> None:
             )
 
 
+def _files_below(root: Path) -> list[Path]:
+    """Return all files below a folder; those of a running job may go while they are listed."""
+    return sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+
+
 def _date(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # a running job's, gone since it was listed
+    except OSError:  # a running job's, gone since it was listed
         return 0.0

@@ -192,6 +192,14 @@ def interval_text(mean: float, interval: Sequence[float], digits: int = 2) -> st
 
 
 FEW_BLOCKS = 10
+
+
+def few_blocks(blocks: Sequence[float]) -> str | None:
+    """Return what must be said of intervals from so many blocks of tokens each, if anything."""
+    few = min(blocks) < FEW_BLOCKS
+    return f"Intervals from fewer than {FEW_BLOCKS} blocks are too narrow" if few else None
+
+
 METHOD_NAMES = {
     "dense": "dense",
     "window": "window only",
@@ -328,6 +336,6 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
         ]
     judged = [result["common"] for result in results]
     judged += [row["common"] for ablation in ablations for row in ablation["rows"]]
-    if min(part["interval_blocks"] for part in judged) < FEW_BLOCKS:
-        parts.insert(2, "**Intervals from fewer than ten blocks are too narrow: score more tokens.**")
+    if note := few_blocks([part["interval_blocks"] for part in judged]):
+        parts.insert(2, f"**{note}: score more tokens.**")
     return "\n\n".join(parts) + "\n"

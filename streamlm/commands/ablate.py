@@ -13,7 +13,9 @@ from streamlm.commands.options import (
     PACKAGED,
     TEXT,
     AsJson,
+    DatasetConfig,
     DatasetName,
+    DatasetSplit,
     Device,
     Dtype,
     MaxSamples,
@@ -62,6 +64,8 @@ def ablate(
     ],
     model_name: ModelName = PACKAGED,
     dataset_name: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     text: TextFile = None,
     tokens: TokenFile = None,
     max_samples: MaxSamples = None,
@@ -119,7 +123,10 @@ def ablate(
     from streamlm.summary import ablation_rows, collect_ablation
 
     model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(model_dir, dataset_name, text, tokens, max_samples)
+    ids, dataset = read_stream(
+        model_dir, dataset_name, text, tokens, max_samples,
+        dataset_config=dataset_config, dataset_split=dataset_split,
+    )  # fmt: skip
     ids, largest, bootstrap = ids[:max_eval_tokens], max(map(sum, sizes)), BootstrapConfig()
     if largest >= len(ids) - 1:
         raise ValueError(f"{len(ids)} tokens never fill a cache of {largest}; take more, or smaller caches")

@@ -12,7 +12,9 @@ from streamlm.commands.options import (
     PACKAGED,
     TEXT,
     AsJson,
+    DatasetConfig,
     DatasetName,
+    DatasetSplit,
     Device,
     Dtype,
     MaxSamples,
@@ -33,6 +35,8 @@ COMPARED = ["KnormPress", "SnapKVPress", "TOVAPress", "ExpectedAttentionPress", 
 def compare(
     model_name: ModelName = PACKAGED,
     dataset_name: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     text: TextFile = None,
     tokens: TokenFile = None,
     max_samples: MaxSamples = None,
@@ -85,7 +89,10 @@ def compare(
 
     capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
     model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(model_dir, dataset_name, text, tokens, max_samples)
+    ids, dataset = read_stream(
+        model_dir, dataset_name, text, tokens, max_samples,
+        dataset_config=dataset_config, dataset_split=dataset_split,
+    )  # fmt: skip
     ids = ids[:max_eval_tokens]
     scored = (len(ids) - 1) // 5
     contexts = ContextConfig(contexts=1, context_tokens=len(ids) - 1 - scored, scored_tokens=scored)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WINDOWS, CONTEXTS = [252, 508, 1020, 2044, 4092], [4096, 32_768, 131_072, 1_000_000]
 MIB = 2**20
+MAY_SERVE = "its config does not rule it out; loading the model decides"
 
 
 def info(
@@ -80,7 +81,7 @@ def _layout_lines(layout: "Layout", model_name: Path, costs: dict[str, Any]) -> 
         "vocabulary": f"{layout.vocabulary:,}",
         "weights": layout.dtype,
         "keys and values": f"{costs['kv_bytes_per_token']:,} bytes a token",
-        "SinkCache": "serves it" if layout.refused is None else f"refuses it: {layout.refused}",
+        "SinkCache": f"refuses it: {layout.refused}" if layout.refused else MAY_SERVE,
     }
     return [f"{name + ':':<17}{told}" for name, told in about.items()] + [""]
 
@@ -128,7 +129,14 @@ def figures(
         found = sorted(results_dir.glob(pattern), key=_text_first)
         if found:
             target = output_dir / f"{name}.png"
-            save_figure(target, draw(found))
+            try:
+                figure = draw(found)
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{name} cannot be drawn: a record among {results_dir / pattern} is of another version "
+                    f"of streamlm, or none ({error!r}); measure again"
+                ) from error
+            save_figure(target, figure)
             typer.echo(str(target))
             drawn += 1
         else:

@@ -39,7 +39,7 @@ def evaluate(
     model_name: ModelName = PACKAGED,
     dataset_name: DatasetName = None,
     dataset_config: DatasetConfig = None,
-    dataset_split: DatasetSplit = "test",
+    dataset_split: DatasetSplit = None,
     text: TextFile = None,
     tokens: TokenFile = None,
     max_samples: MaxSamples = None,
@@ -132,6 +132,8 @@ def evaluate(
 def latency(
     model_name: ModelName = PACKAGED,
     dataset_name: DatasetName = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     text: TextFile = None,
     tokens: TokenFile = None,
     method: Annotated[
@@ -186,7 +188,9 @@ def latency(
     from streamlm.records import read_record, write_json
 
     model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(model_dir, dataset_name, text, tokens)
+    ids, dataset = read_stream(
+        model_dir, dataset_name, text, tokens, dataset_config=dataset_config, dataset_split=dataset_split
+    )
     earlier = None if baseline is None else read_record(baseline)
     amounts = LatencyConfig(
         warmup_tokens=warmup_tokens, timed_tokens=timed_tokens, recompute_tokens=recompute_tokens, runs=runs

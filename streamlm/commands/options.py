@@ -34,7 +34,10 @@ DatasetName = Annotated[
 DatasetConfig = Annotated[
     str | None, typer.Option(help="Config of the data set on the hub.", rich_help_panel=TEXT)
 ]
-DatasetSplit = Annotated[str, typer.Option(help="Split of the data set on the hub.", rich_help_panel=TEXT)]
+DatasetSplit = Annotated[
+    str | None,
+    typer.Option(help="Split of the data set on the hub; test if not given.", rich_help_panel=TEXT),
+]
 TextFile = Annotated[
     Path | None,
     typer.Option("--text", help="A UTF-8 text file, taken as one stream.", rich_help_panel=TEXT),
@@ -91,7 +94,7 @@ def read_stream(
     max_samples: int | None = None,
     *,
     dataset_config: str | None = None,
-    dataset_split: str = "test",
+    dataset_split: str | None = None,
 ) -> "tuple[np.ndarray, str]":
     """Return the token ids that were asked for and the true name of their text."""
     if [dataset_name, text, tokens].count(None) != 2:
@@ -102,10 +105,15 @@ def read_stream(
         raise typer.BadParameter(
             f"unknown --dataset-name {dataset_name!r}; known are {known}, and hub ids, org/name"
         )
-    if dataset_config is not None and not on_hub:
-        raise typer.BadParameter(
-            "--dataset-config is of a data set on a hub; give its id, org/name, as --dataset-name"
-        )
+    for option, value in (("config", dataset_config), ("split", dataset_split)):
+        if value is not None and not on_hub:
+            raise typer.BadParameter(
+                f"--dataset-{option} is of a data set on a hub; give its id, org/name, as --dataset-name"
+            )
+    if on_hub and Path(str(dataset_name)).exists():
+        raise typer.BadParameter(f"{dataset_name} is a file here; give it as --text or --tokens")
+    if tokens is not None and max_samples is not None:
+        raise typer.BadParameter("--max-samples counts documents, and --tokens has none; leave one out")
     from streamlm.data import extract_documents, read_sample, read_tokens, tokenise_documents
 
     if tokens is not None:
@@ -115,7 +123,9 @@ def read_stream(
     elif on_hub:
         from streamlm.hub_texts import named_documents
 
-        documents, name = named_documents(str(dataset_name), dataset_config, dataset_split, max_samples)
+        documents, name = named_documents(
+            str(dataset_name), dataset_config, dataset_split or "test", max_samples
+        )
     else:
         sample = read_sample(Path("data") / str(dataset_name) / "sample.json")
         name, documents = sample.dataset, sample.documents

@@ -102,6 +102,8 @@ def generate(
 ) -> None:
     """Write on from a prompt, for as many tokens as you like, in constant memory."""
     asked = _read_prompts(prompt, prompts)
+    if "" in (stop or []):
+        raise typer.BadParameter("--stop needs a text; every text contains the empty one")
     check_targets(output)
     from streamlm.generation import Sampler, Sampling, Writing, stop_ids, write_on
     from streamlm.models import model_title
@@ -171,7 +173,7 @@ def _read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
         raise typer.BadParameter("give exactly one of --prompt and --prompts")
     if prompts is None:
         return [str(prompt)]
-    lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{prompts} holds no prompt; write one a line")
     return lines

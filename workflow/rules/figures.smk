@@ -13,6 +13,7 @@ localrules:
     plot_implementation_comparison,
     plot_comparison_metrics_table,
     plot_press_sweep,
+    write_table,
 
 
 rule plot_schemes:

@@ -4,6 +4,8 @@
 # On a cluster these run where snakemake runs, which reaches the network.
 localrules:
     fetch_archive,
+    fetch_model,
+    fetch_sample,
 
 
 rule fetch_archive:
