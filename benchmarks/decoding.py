@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, S
 from transformers.utils.logging import disable_progress_bar
 
 from streamlm.cache import SinkCache
+from streamlm.compute import use_threads
 from streamlm.models import load_model, model_title
-from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
 from streamlm.rope import Rotary, rotation
 from streamlm.stats import trend

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
+from streamlm.compute import use_threads
 from streamlm.config import StreamConfig
 from streamlm.models import load_model
-from streamlm.perplexity import use_threads
 from streamlm.provenance import processor_name
 from streamlm.scoring import score_stream
 from streamlm.stats import BootstrapConfig, block_bootstrap

@@ -13,10 +13,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from streamlm.agreement import Agreement, compare_hidden
 from streamlm.cache import SinkCache
+from streamlm.compute import now
+from streamlm.memory import held_bytes
 from streamlm.models import prepare, rotary_frequencies
 from streamlm.press_adapter import Layer, attached, check_held, exact_ratio, filled_cache, make_press, refusal
-from streamlm.press_setting import Texts, held_bytes, name_text, now, open_setting, step
-from streamlm.presses import OURS, check_budgets, parse_press
+from streamlm.press_setting import Texts, name_text, open_setting, step
+from streamlm.presses import OURS, check_budgets, check_context, parse_press
 from streamlm.records import Record
 from streamlm.rope import rotate, rotation
 from streamlm.scoring import CHUNK
@@ -125,6 +127,8 @@ def measure_compression(
     """
     check_budgets(budgets, n_sink, contexts.context_tokens)
     press = None if method in OURS else parse_press(method)
+    if press is not None:
+        check_context(press, contexts.context_tokens)
     setting = open_setting(
         module=__file__,
         model_dir=model_dir,
@@ -182,6 +186,7 @@ def _score_piece(
 ) -> list[Part]:
     """Return what the dense cache and each budget give on one piece of text: context, scored, one id."""
     context, follow, targets = piece[None, :n_context], piece[None, n_context:-1], piece[n_context + 1 :]
+    turned = method not in OURS and parse_press(method).rerotates  # to the places 0, 1, … in the cache
     dense, cut = _prefill_densely(model, context, _compressor(model, method, n_sink), budgets)
     read = [_read_on(model, dense, follow)]
     with prepare(model) if method == "streamlm" else nullcontext():
@@ -189,7 +194,7 @@ def _score_piece(
             if method == "streamlm":
                 held = _prefill_streaming(model, context, n_sink, budget)
             else:
-                position = None if method.startswith("KeyRerotationPress") else n_context
+                position = None if turned else n_context
                 layers, seconds = cut[budget]
                 held = Held(filled_cache(model, layers), position, dense.prefill_sec + seconds)
             check_held(held.cache, budget)

@@ -11,7 +11,7 @@ import yaml
 
 from streamlm.experiment import MODEL_FILES, Config, model_folder, sink_ablation, window_ablation
 from streamlm.faults import did_you_mean, repeated_keys, schema_faults, show, without
-from streamlm.presses import check_budgets, compared_methods
+from streamlm.presses import check_budgets, check_context, compared_methods, parse_press
 
 SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -167,6 +167,7 @@ def _presses(config: Config) -> Iterator[str]:
         try:
             compared_methods(comparison["n_sink"], [*good, text])
             good.append(text)
+            check_context(parse_press(text), comparison["context_tokens"])
         except ValueError as error:
             yield f"comparison.presses: {show(text)}: {error}"
 

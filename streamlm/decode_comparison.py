@@ -14,9 +14,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from streamlm.agreement import Agreement, compare_hidden
 from streamlm.cache import SinkCache
+from streamlm.compute import now
+from streamlm.memory import held_bytes
 from streamlm.models import prepare
 from streamlm.press_adapter import attached, make_decoding_press
-from streamlm.press_setting import Texts, held_bytes, name_text, now, open_setting, step
+from streamlm.press_setting import Texts, name_text, open_setting, step
 from streamlm.presses import Press, check_budgets
 from streamlm.records import Record
 from streamlm.stats import BootstrapConfig

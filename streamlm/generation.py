@@ -47,7 +47,9 @@ class Sampler:
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         wide = torch.promote_types(logits.dtype, torch.float32)
-        chances = torch.softmax(logits.cpu().to(wide) / self.sampling.temperature, dim=0)
+        logits = logits.cpu().to(wide)
+        # Of the differences: a tiny temperature would make every logit infinite.
+        chances = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=0)
         chances, order = chances.sort(descending=True)
         chances[chances.cumsum(0) - chances >= self.sampling.top_p] = 0  # the likeliest always stays
         return int(order[torch.multinomial(chances, 1, generator=self.generator)])

@@ -48,13 +48,12 @@ def parse_repo(name: str) -> dict[str, str] | None:
 
 
 def find_model(name: Path) -> tuple[Path, str | None]:
-    """Return the folder of a model, and its true name if it is the hub id of one, which is fetched.
+    """Return the folder of the model with this hub id, fetched, and its true name; other names as they are.
 
     Raises:
         ValueError: see `model_snapshot`.
     """
-    found = None if name.exists() else parse_repo(str(name))
-    if found is None:
+    if (found := parse_repo(str(name))) is None:
         return name, None
     try:
         return model_snapshot(**found), str(name)

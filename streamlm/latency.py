@@ -5,9 +5,8 @@ their times can be compared turn by turn.
 """
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,21 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from streamlm.cache import SinkCache
-from streamlm.config import METHODS
-from streamlm.memory import measure_rise
-from streamlm.models import choose_device, device_name, model_title, parse_dtype, prepare, read_model
-from streamlm.perplexity import trained_length, use_threads
+from streamlm.compute import choose_device, describe_compute, parse_dtype, use_threads
+from streamlm.decoders import make_decoder, measure_cache, time_steps
+from streamlm.memory import held_bytes, measure_rise
+from streamlm.models import model_title, prepare, read_model, trained_length
 from streamlm.progress import progress
-from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
-from streamlm.scoring import CHUNK, check_ids
+from streamlm.scoring import check_ids
 from streamlm.stats import trend
 
 PROTOCOL = "greedy decoding at a full cache, methods in turns, every step awaited"
-CACHE_STEPS = 3  # untimed steps in which the cache's own share and the memory are measured
 LONG_RUN_PARTS = 60  # medians that are kept of a long run
 YOUNG_TOKENS = 50  # tokens after which the stream beside a long run begins anew
 
@@ -54,106 +51,6 @@ class LatencyConfig:
             least = 2 if name == "runs" else 1
             if value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
-
-
-class Decoder:
-    """A model at a full cache that reads its own greedy tokens.
-
-    Args:
-        model: prepared for the cache.
-        cache: empty.
-        ids: (1, capacity) what fills it.
-    """
-
-    cache_calls: tuple[str, ...] = ()  # methods of the cache that a step calls
-
-    def __init__(self, model: PreTrainedModel, cache: Cache | None, ids: Tensor) -> None:
-        self.model, self.cache, self.capacity = model, cache, ids.shape[1]
-        self.token = ids[:, -1:]
-        self.fill(ids)
-
-    def fill(self, ids: Tensor) -> None:
-        """Read `ids` in blocks."""
-        for part in ids.split(CHUNK, dim=1):
-            hidden = self.model.base_model(part, past_key_values=self.cache).last_hidden_state
-        self.token = self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1, keepdim=True)
-
-    def make_ready(self) -> None:
-        """Do what a step needs that is not part of it."""
-
-    def step(self) -> None:
-        """Decode one token."""
-        logits = self.model(self.token, past_key_values=self.cache).logits  # (1, 1, V)
-        self.token = logits[:, -1].argmax(-1, keepdim=True)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the tensors that hold keys and values between two steps."""
-        raise NotImplementedError
-
-
-class Bounded(Decoder):
-    """`streaming` and `window`: a `SinkCache` that has seen at least its capacity."""
-
-    cache: SinkCache
-    cache_calls = ("begin", "update")
-
-    @property
-    def kv_bytes(self) -> int:
-        """See `Decoder`."""
-        return self.cache.nbytes
-
-
-class Dense(Decoder):
-    """`dense`: a `DynamicCache`, cut back so that every step attends to `capacity` tokens."""
-
-    cache: DynamicCache
-    cache_calls = ("update",)
-
-    def make_ready(self) -> None:
-        """Forget all but capacity - 1 tokens."""
-        self.cache.crop(self.capacity - 1)
-
-    @property
-    def kv_bytes(self) -> int:
-        """See `Decoder`."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
-
-
-class Recompute(Decoder):
-    """`recompute`: no cache; the last `capacity` tokens are encoded anew for every token."""
-
-    def fill(self, ids: Tensor) -> None:
-        """Keep `ids`; nothing else is kept between two steps."""
-        self.ids = ids
-
-    def step(self) -> None:
-        """See `Decoder`."""
-        logits = self.model(self.ids, use_cache=False, logits_to_keep=1).logits
-        self.ids = torch.cat((self.ids[:, 1:], logits[:, -1].argmax(-1, keepdim=True)), dim=1)
-
-    @property
-    def kv_bytes(self) -> int:
-        """See `Decoder`."""
-        return 0
-
-
-def make_decoder(
-    method: str, n_sink: int, plain: PreTrainedModel, prepared: PreTrainedModel, ids: Tensor
-) -> Decoder:
-    """Return a decoder of `method` whose cache `ids` (1, capacity) fill.
-
-    Raises:
-        ValueError: if the method is unknown, or no window is left beside the sinks.
-    """
-    capacity = ids.shape[1]
-    if method == "dense":
-        return Dense(plain, DynamicCache(config=plain.config), ids)
-    if method == "recompute":
-        return Recompute(plain, None, ids)
-    if method in ("window", "streaming"):
-        return Bounded(prepared, SinkCache(prepared.config, n_sink, capacity - n_sink), ids)
-    raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
 
 
 @torch.inference_mode()
@@ -213,7 +110,7 @@ def measure_latency(
                 "decoded": {**asdict(latency), "timed_tokens": count},
                 "step_ms": describe_times(runs),
                 "cache_ms": measure_cache(decoder),
-                "kv_bytes": decoder.kv_bytes,
+                "kv_bytes": held_bytes(decoder.cache),
                 "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), setting.plain.device),
             }
             for (method, n_sink), decoder, count, runs in zip(sides, decoders, counts, times, strict=True)
@@ -275,66 +172,8 @@ def measure_long_run(
                 "young_parts": control.tolist(),
             },
             "trend_percent_per_1000_tokens": trend(100 * medians / control, seen / 1000),
-            "kv_bytes": old.kv_bytes,
+            "kv_bytes": held_bytes(old.cache),
         }
-
-
-def time_steps(decoder: Decoder, count: int) -> list[float]:
-    """Return the milliseconds of each of `count` steps, the device having finished each."""
-    times = []
-    for _ in range(count):
-        decoder.make_ready()
-        _await(decoder.model.device)
-        begin = time.perf_counter()
-        decoder.step()
-        _await(decoder.model.device)
-        times.append(1e3 * (time.perf_counter() - begin))
-    return times
-
-
-def measure_cache(decoder: Decoder) -> float | None:
-    """Return the milliseconds of a step that are spent in the cache; None where there is none.
-
-    They are measured in steps of their own: waiting for the device around every call would slow a timed one.
-    """
-    if decoder.cache is None:
-        return None
-    spent: list[float] = []
-    with _timed_calls(decoder.cache, decoder.cache_calls, decoder.model.device) as calls:
-        for _ in range(CACHE_STEPS):
-            decoder.make_ready()
-            calls.clear()
-            decoder.step()
-            spent.append(1e3 * sum(calls))
-    return float(np.median(spent))
-
-
-@contextmanager
-def _timed_calls(target: Any, names: Sequence[str], device: torch.device) -> Iterator[list[float]]:
-    """Collect the seconds of every call of the methods `names` of `target`."""
-    calls: list[float] = []
-
-    def timed(method: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            _await(device)
-            begin = time.perf_counter()
-            result = method(*args, **kwargs)
-            _await(device)
-            calls.append(time.perf_counter() - begin)
-            return result
-
-        return call
-
-    with ExitStack() as undo:
-        for name in names:
-            setattr(target, name, timed(getattr(target, name)))
-            undo.callback(delattr, target, name)
-        yield calls
-
-
-def _await(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def describe_times(runs: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -387,12 +226,7 @@ def _setting(
         "capacity": capacity,
         "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
         "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "environment": {
-            **describe_environment(__file__),
-            "device": device_name(device),
-            "dtype": dtype,
-            "torch_threads": torch.get_num_threads(),
-        },
+        "environment": describe_compute(__file__, device=device, dtype=dtype),
     }
     with prepare(_twin(plain)) as prepared:
         yield _Setting(plain, prepared, prompt, record)

@@ -1,12 +1,24 @@
-"""How far the memory of this process rises while something runs."""
+"""Bytes that a cache holds, and how far the memory of this process rises while something runs."""
 
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers import Cache
+
+from streamlm.cache import SinkCache
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def held_bytes(cache: Cache | None) -> int:
+    """Return the bytes of keys and values that a cache holds, our untouched sinks included; 0 without one."""
+    if cache is None:
+        return 0
+    if isinstance(cache, SinkCache):
+        return cache.nbytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:

@@ -1,7 +1,6 @@
 """Load a causal language model and prepare it for `SinkCache`."""
 
 import io
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -256,29 +255,7 @@ def model_title(model: PreTrainedModel) -> str:
     return getattr(model.config, "streamlm_title", None) or Path(model.config._name_or_path).name
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """Return the torch floating-point type called `name`."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {name!r}; use float32, bfloat16, float16 or float64")
-    return dtype
-
-
-def choose_device(name: str) -> str:
-    """Return the torch device called `name`; "auto" is CUDA when present, else the CPU."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"unknown device {name!r}; use auto, cpu, mps, cuda or cuda:N")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
-
-
-def device_name(device: str) -> str:
-    """Return the device and, for a GPU, its model."""
-    if device.startswith("cuda"):
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return device
+def trained_length(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that the model was trained to, if its config tells."""
+    length: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return length

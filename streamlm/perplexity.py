@@ -1,6 +1,5 @@
 """The record of one stream scored by one method."""
 
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -13,12 +12,12 @@ from transformers import PreTrainedModel
 
 from streamlm.attention import QUERY_BLOCK
 from streamlm.checkpoint import Checkpoint
+from streamlm.compute import choose_device, describe_compute, parse_dtype, use_threads
 from streamlm.config import StreamConfig, method_geometry
-from streamlm.models import choose_device, device_name, load_model, model_title, parse_dtype
+from streamlm.models import load_model, model_title, trained_length
 from streamlm.progress import progress
-from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
-from streamlm.ring import STORAGES
+from streamlm.ring import parse_storage
 from streamlm.scoring import CHUNK, draw_positions, recompute_losses, score_stream
 from streamlm.stats import BootstrapConfig, Correction, after_token, describe_losses, sample_difference
 
@@ -88,13 +87,7 @@ def measure_perplexity(
     torch.manual_seed(bootstrap.seed)
     device = choose_device(device)
     model = load_model(model_dir, dtype=parse_dtype(dtype), device=device)
-    environment = {
-        **describe_environment(__file__),
-        "device": device_name(device),
-        "dtype": dtype,
-        "torch_threads": torch.get_num_threads(),
-        "seed": bootstrap.seed,
-    }
+    environment = describe_compute(__file__, device=device, dtype=dtype) | {"seed": bootstrap.seed}
     state = None
     if checkpoint is not None:
         identity = {
@@ -228,30 +221,9 @@ def _fingerprint(model_dir: Path) -> list[list[str | int]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def trained_length(model: PreTrainedModel) -> int | None:
-    """Return the number of positions that the model was trained to, if its config tells."""
-    length: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return length
-
-
 def notes(model: PreTrainedModel, cfg: StreamConfig) -> list[str]:
     """Return what a reader of the numbers should be warned about."""
     trained = trained_length(model)
     if trained is None or cfg.capacity <= trained:
         return []
     return [f"the capacity is {cfg.capacity} tokens, the model is trained to {trained}"]
-
-
-def parse_storage(name: str) -> torch.dtype:
-    """Return what a window may be held as, by name."""
-    if name not in STORAGES:
-        raise ValueError(f"unknown storage {name!r}; known are {', '.join(STORAGES)}")
-    return STORAGES[name]
-
-
-def use_threads(torch_threads: int | str) -> None:
-    """Set the threads of CPU arithmetic; "auto" is every core this process may run on.
-
-    Snakemake's ``--cores 1`` sets OMP_NUM_THREADS=1, which would otherwise leave torch one thread.
-    """
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if torch_threads == "auto" else int(torch_threads))

@@ -1,6 +1,5 @@
 """Where presses are compared: a model that they work on, a text, and the beginning of a record."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from streamlm.cache import SinkCache
-from streamlm.models import choose_device, device_name, model_title, parse_dtype, read_model
-from streamlm.perplexity import trained_length, use_threads
+from streamlm.compute import choose_device, describe_compute, now, parse_dtype, use_threads
+from streamlm.models import model_title, read_model, trained_length
 from streamlm.press_adapter import check_model
-from streamlm.provenance import describe_environment
 from streamlm.records import Record, hash_ids
 from streamlm.scoring import check_ids
 from streamlm.stats import BootstrapConfig
@@ -63,19 +60,13 @@ def open_setting(
     check_model(model)
     for ids in texts.values():
         check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
-    environment = describe_environment(module) | {"kvpress": metadata.version("kvpress")}
     record = {
         "model": model_title(model) if title is None else title,
         "trained_length": trained_length(model),
         "confidence": bootstrap.confidence,
         "bootstrap": asdict(bootstrap),
-        "environment": {
-            **environment,
-            "device": device_name(device),
-            "dtype": dtype,
-            "torch_threads": torch.get_num_threads(),
-            "seed": bootstrap.seed,
-        },
+        "environment": describe_compute(module, device=device, dtype=dtype)
+        | {"kvpress": metadata.version("kvpress"), "seed": bootstrap.seed},
     }
     used = {
         dataset: torch.as_tensor(ids[:n_ids], dtype=torch.int64, device=model.device)
@@ -87,20 +78,6 @@ def open_setting(
 def name_text(dataset: str, ids: Tensor) -> Record:
     """Return the beginning of a record about one text."""
     return {"dataset": dataset, "tokens": {"count": len(ids), "sha256": hash_ids(ids.cpu().numpy())}}
-
-
-def now(device: torch.device) -> float:
-    """Return the time in seconds once the device has finished what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
-
-
-def held_bytes(cache: Cache) -> int:
-    """Return the bytes of keys and values that a cache holds, our untouched sinks included."""
-    if isinstance(cache, SinkCache):
-        return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def step(model: PreTrainedModel, token: Tensor, cache: Cache, position: int | None) -> tuple[Tensor, float]:

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,25 @@ OURS = ("streamlm", "streamlm_dense_prefill")
 REFERENCES = ("StreamingLLMPress", "KeyRerotationPress")  # labels of the presses that are always compared
 
 
+def _is_whole(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+# What an argument may be, in words, and the test of it; kvpress itself looks at few of them.
+COUNT = ("a whole number, 0 or more", lambda value: _is_whole(value, 0))
+SIZE = ("a whole number, 1 or more", lambda value: _is_whole(value, 1))
+ODD = ("an odd number, 1 or more", lambda value: _is_whole(value, 1) and value % 2 == 1)
+SHARE = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
+FLAG = ("True or False", lambda value: isinstance(value, bool))
+PRESS = ("a press", lambda value: False)  # read as one before any other
+Rule = tuple[str, Callable[[Any], bool]]
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a press of kvpress takes and needs."""
 
-    arguments: tuple[str, ...] = ()
+    arguments: Mapping[str, Rule] = field(default_factory=dict)
     wraps: bool = False  # its one required argument is another press
     needs_queries: bool = False  # beside keys and values
 
@@ -22,17 +36,26 @@ class Kind:
 # Presses that score tokens and can keep exactly so many in every layer, from what a pass gives them alone:
 # no statistics or weights to download, no attention weights, no budgets that differ between layers.
 PRESSES: Mapping[str, Kind] = {
-    "CriticalKVPress": Kind(("press", "epsilon", "first_stage_ratio"), wraps=True, needs_queries=True),
+    "CriticalKVPress": Kind(
+        {"press": PRESS, "epsilon": SHARE, "first_stage_ratio": SHARE}, wraps=True, needs_queries=True
+    ),
     "ExpectedAttentionPress": Kind(
-        ("n_future_positions", "n_sink", "use_covariance", "use_vnorm", "epsilon"), needs_queries=True
+        {
+            "n_future_positions": SIZE,
+            "n_sink": COUNT,
+            "use_covariance": FLAG,
+            "use_vnorm": FLAG,
+            "epsilon": SHARE,
+        },
+        needs_queries=True,
     ),
     "KeyDiffPress": Kind(),
-    "KeyRerotationPress": Kind(("press",), wraps=True),
+    "KeyRerotationPress": Kind({"press": PRESS}, wraps=True),
     "KnormPress": Kind(),
-    "LagKVPress": Kind(("n_sink", "lag_size", "cross_scoring")),
-    "RandomPress": Kind(("seed",)),
-    "SnapKVPress": Kind(("window_size", "kernel_size"), needs_queries=True),
-    "StreamingLLMPress": Kind(("n_sink",)),
+    "LagKVPress": Kind({"n_sink": COUNT, "lag_size": SIZE, "cross_scoring": FLAG}),
+    "RandomPress": Kind({"seed": COUNT}),
+    "SnapKVPress": Kind({"window_size": SIZE, "kernel_size": ODD}, needs_queries=True),
+    "StreamingLLMPress": Kind({"n_sink": COUNT}),
     "TOVAPress": Kind(needs_queries=True),
 }
 
@@ -78,8 +101,9 @@ def _press(node: ast.expr, text: str) -> Press:
         raise ValueError(f"unknown press {name!r}; known are {', '.join(PRESSES)}")
     kind = PRESSES[name]
     given = {str(keyword.arg): keyword.value for keyword in call.keywords}
-    given |= dict(zip(kind.arguments[: kind.wraps], call.args, strict=False))  # only a wrapped press
-    unknown = sorted(given.keys() - set(kind.arguments))
+    if kind.wraps and call.args:
+        given["press"] = call.args[0]
+    unknown = sorted(given.keys() - kind.arguments.keys())
     if unknown or len(call.args) > kind.wraps:
         known = ", ".join(kind.arguments) or "none"
         what = repr(unknown[0]) if unknown else "one without a name"
@@ -89,13 +113,29 @@ def _press(node: ast.expr, text: str) -> Press:
     inner = _press(given.pop("press"), text) if kind.wraps else None
     if inner is not None and PRESSES[inner.name].wraps:
         raise ValueError(f"{name} cannot wrap {inner.name}; give it a press that scores tokens itself")
+    return Press(name, {key: _argument(name, key, value) for key, value in given.items()}, inner)
+
+
+def _argument(name: str, key: str, node: ast.expr) -> Any:
+    words, fits = PRESSES[name].arguments[key]
     try:
-        arguments = {key: ast.literal_eval(value) for key, value in given.items()}
+        value = ast.literal_eval(node)
     except (ValueError, TypeError):
-        arguments = {text: None}
-    if not all(isinstance(value, int | float) and value >= 0 for value in arguments.values()):
-        raise ValueError(f"the arguments in {text!r} must be plain numbers, 0 or more, or True and False")
-    return Press(name, arguments, inner)
+        value = None
+    if not fits(value):
+        raise ValueError(f"{key} of {name} cannot be {ast.unparse(node)}; use {words}")
+    return value
+
+
+def check_context(press: Press, context_tokens: int) -> None:
+    """Raise ValueError unless a context, in tokens, is long enough for the press."""
+    scorer = press.inner or press
+    window = scorer.arguments.get("window_size", 64) if scorer.name == "SnapKVPress" else 0
+    if window >= context_tokens:
+        raise ValueError(
+            f"{scorer.name} scores with the last {window} tokens of a context, and it has {context_tokens}; "
+            "take a smaller window_size or a longer context"
+        )
 
 
 def check_budgets(budgets: Collection[int], n_sink: int, context_tokens: int) -> None:
@@ -128,5 +168,5 @@ def compared_methods(n_sink: int, presses: Iterable[str]) -> dict[str, str]:
         parse_press(text)
         if press_label(text) in methods:
             raise ValueError(f"{text} is compared already; name every press once")
-        methods[press_label(text)] = text
+        methods[press_label(text)] = text.strip()
     return methods

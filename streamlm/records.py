@@ -123,9 +123,8 @@ def write_text(target: Path | str, text: str) -> None:
 
 def write_array(target: Path | str, array: np.ndarray) -> None:
     """Write `array` as `.npy`, whole or not at all."""
-    content = (
-        io.BytesIO()
-    )  # into a file numpy writes past Python, and a full disk is "0 written" without a reason
+    # Into a file numpy writes past Python, and of a full disk says "0 written" without a reason.
+    content = io.BytesIO()
     np.save(content, array)
     with atomic_path(target) as path:
         path.write_bytes(content.getbuffer())

@@ -7,6 +7,13 @@ from torch import Tensor
 STORAGES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
+def parse_storage(name: str) -> torch.dtype:
+    """Return what a window may be held as, by name."""
+    if name not in STORAGES:
+        raise ValueError(f"unknown storage {name!r}; known are {', '.join(STORAGES)}")
+    return STORAGES[name]
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Return (B, H, n, D) of x (B, H, T, D), by one index (n,) for all rows or (B, n) for each."""
     if index.ndim == 1:

@@ -21,6 +21,7 @@ def sketch_of(method: str) -> np.ndarray:
     """Return which keys the queries of a short text see: (SKETCH, SKETCH) bool, a row for each query.
 
     Of the window encoded anew it is what one token costs: the square of its window, for the last query.
+    It is `attention.streaming_mask` without torch, which drawing must not load; a test holds them together.
     """
     query, key = np.indices((SKETCH, SKETCH))
     causal, behind = key <= query, query - key

@@ -70,11 +70,13 @@ def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
     values = np.asarray(values, dtype=np.float64)
     block = max(1, min(cfg.block, len(values) // 2))
     n_blocks = -(-len(values) // block)
+    lengths = np.full(n_blocks, block)
+    lengths[-1] = len(values) - block * (n_blocks - 1)  # a resample is as long as the sequence
     sums = np.cumsum(np.concatenate(([0.0], values, values[: block - 1])))
-    block_means = (sums[block:] - sums[:-block]) / block  # (N,)
     rng = np.random.default_rng(cfg.seed)
     # One resample at a time: of a stream of millions, all together would not fit into memory.
-    means = [block_means[rng.integers(0, len(block_means), n_blocks)].mean() for _ in range(cfg.resamples)]
+    starts = (rng.integers(0, len(values), n_blocks) for _ in range(cfg.resamples))
+    means = [(sums[start + lengths] - sums[start]).sum() / len(values) for start in starts]
     tail = (1 - cfg.confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(values.mean()), float(low), float(high))

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from streamlm.compute import choose_device, parse_dtype, use_threads
 from streamlm.config import StreamConfig
 from streamlm.data import read_tokens
-from streamlm.models import choose_device, load_model, parse_dtype
-from streamlm.perplexity import parse_storage, use_threads
+from streamlm.models import load_model
 from streamlm.records import Record, hash_ids
+from streamlm.ring import parse_storage
 from streamlm.scoring import recompute_losses, score_stream
 from streamlm.summary import Run, read_run
 from streamlm.verify_summaries import Refuted, follow_run, follow_summary, summaries
@@ -90,7 +91,9 @@ def verify_results(
         yield _verdict(str(path.relative_to(results)), check, rescored=True)
     for path in followed:
         yield _verdict(str(path.relative_to(results)), partial(_check_summary, results, path))
-    for path in sorted(set(results.rglob("*.json")) - {*runs, *followed}):
+    # Not of experiments that have their results_dir in this one: they are verified by themselves.
+    others = {*results.glob("*.json"), *results.glob("kvpress/**/*.json")} - {*followed}
+    for path in sorted(others):
         why = "it holds times, or losses under kvpress: measure them again and compare"
         yield Verdict(str(path.relative_to(results)), UNCHECKED, why)
 

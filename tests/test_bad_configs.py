@@ -232,6 +232,11 @@ ALONE = [
         {"comparison/presses": ["KnormPress(x=1)"]},
         "comparison.presses: 'KnormPress(x=1)' ... no argument 'x'",
     ),
+    ({"comparison/presses": ["SnapKVPress(kernel_size=4)"]}, "comparison.presses: 'Snap ... an odd number"),
+    (
+        {"comparison/presses": ["SnapKVPress(window_size=2000)"]},
+        "comparison.presses: 'Snap ... it has 1024; take a smaller window_size",
+    ),
     ({"comparison/presses": ["KnormPress("]}, "comparison.presses: 'KnormPress(' ... is no press; write"),
     ({"comparison/presses": ["KnormPress", "KnormPress"]}, "comparison.presses: 'KnormPress' ... once"),
     (

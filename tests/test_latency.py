@@ -11,15 +11,8 @@ from test_figures import assert_printable, assert_tabled, assert_uncluttered, cu
 from tiny_model import write_tiny_model
 
 from streamlm.cache import SinkCache
-from streamlm.latency import (
-    LatencyConfig,
-    describe_times,
-    make_decoder,
-    measure_cache,
-    measure_latency,
-    measure_long_run,
-    time_steps,
-)
+from streamlm.decoders import make_decoder, measure_cache, time_steps
+from streamlm.latency import LatencyConfig, describe_times, measure_latency, measure_long_run
 from streamlm.latency_figures import plot_decoding_latency
 from streamlm.latency_summary import (
     LATENCY_HEADERS,
@@ -32,7 +25,7 @@ from streamlm.latency_summary import (
     same_setting,
     speedups,
 )
-from streamlm.memory import measure_rise
+from streamlm.memory import held_bytes, measure_rise
 from streamlm.models import prepare
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 100)
@@ -103,9 +96,8 @@ def test_dense_step_attends_to_as_many_tokens_as_the_others_hold():
     tokens, decoder = decoded("dense", 0)
     assert tokens == expected
     assert decoder.cache.get_seq_length() == 16
-    assert (
-        decoder.kv_bytes == 2 * 2 * 2 * 16 * 8 * 4
-    )  # keys and values x layers x heads x tokens x size x bytes
+    # keys and values x layers x heads x tokens x size x bytes
+    assert held_bytes(decoder.cache) == 2 * 2 * 2 * 16 * 8 * 4
 
 
 @pytest.mark.parametrize("n_sink", [0, 3])
@@ -119,7 +111,7 @@ def test_bounded_step_is_that_of_a_sink_cache(n_sink):
             eos_token_id=None, attention_mask=torch.ones(1, 16, dtype=torch.int64),
         )  # fmt: skip
     assert tokens == generated[0, 17:].tolist()
-    assert decoder.kv_bytes == (2 * 16 + n_sink) * 2 * 2 * 8 * 4
+    assert held_bytes(decoder.cache) == (2 * 16 + n_sink) * 2 * 2 * 8 * 4
 
 
 def test_time_in_the_cache_is_a_part_of_the_step():

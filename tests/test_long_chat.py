@@ -10,10 +10,10 @@ from transformers import DynamicCache
 from streamlm import chat
 from streamlm.cache import SinkCache
 from streamlm.chat import ChatTemplate, Conversation
+from streamlm.compute import use_threads
 from streamlm.data import read_sample, read_tokenizer
 from streamlm.generation import Sampling
 from streamlm.models import load_model, read_model
-from streamlm.perplexity import use_threads
 from streamlm.scoring import CHUNK
 
 pytestmark = pytest.mark.slow

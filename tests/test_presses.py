@@ -9,6 +9,7 @@ from streamlm.presses import (
     REFERENCES,
     Press,
     check_budgets,
+    check_context,
     compared_methods,
     parse_press,
     press_label,
@@ -39,10 +40,19 @@ def test_press_is_read_as_it_is_written():
         ),
         ("KeyRerotationPress(KeyRerotationPress(KnormPress))", "cannot wrap KeyRerotationPress"),
         ("KeyRerotationPress(Knorm)", "unknown press 'Knorm'"),
-        ("RandomPress(seed=x)", "must be plain numbers"),
-        ("RandomPress(seed={[]: 1})", "must be plain numbers"),
-        ("RandomPress(seed='1')", "must be plain numbers"),
-        ("SnapKVPress(window_size=-8)", "must be plain numbers, 0 or more"),
+        ("RandomPress(seed=x)", "seed of RandomPress cannot be x; use a whole number, 0 or more"),
+        ("RandomPress(seed={[]: 1})", "seed of RandomPress cannot be {[]: 1}; use a whole"),
+        ("RandomPress(seed='1')", "seed of RandomPress cannot be '1'; use a whole"),
+        ("RandomPress(seed=1.5)", "seed of RandomPress cannot be 1.5; use a whole"),
+        ("SnapKVPress(window_size=-8)", "window_size of SnapKVPress cannot be -8; use a whole number, 1"),
+        ("SnapKVPress(window_size=2.5)", "window_size of SnapKVPress cannot be 2.5; use a whole"),
+        ("SnapKVPress(kernel_size=4)", "kernel_size of SnapKVPress cannot be 4; use an odd number"),
+        ("LagKVPress(lag_size=0)", "lag_size of LagKVPress cannot be 0; use a whole number, 1"),
+        ("LagKVPress(cross_scoring=1)", "cross_scoring of LagKVPress cannot be 1; use True or False"),
+        (
+            "CriticalKVPress(KnormPress, epsilon=2)",
+            "epsilon of CriticalKVPress cannot be 2; use a number from 0 to 1",
+        ),
         ("KnormPress\0", "is no press; write KnormPress"),
         ("kvpress.KnormPress", "is no press; write KnormPress"),
         ("KnormPress(", "is no press; write KnormPress"),
@@ -63,8 +73,17 @@ def test_budgets_must_fit_between_sinks_and_context():
         check_budgets([4], 4, 100)
 
 
+def test_context_must_be_longer_than_what_a_press_scores_with():
+    for text, window in (("SnapKVPress", 64), ("KeyRerotationPress(SnapKVPress(window_size=9))", 9)):
+        check_context(parse_press(text), window + 1)
+        with pytest.raises(ValueError, match=f"last {window} tokens of a context, and it has {window}; "):
+            check_context(parse_press(text), window)
+    check_context(parse_press("KnormPress"), 1)
+
+
 def test_every_method_has_a_label_of_its_own():
-    methods = compared_methods(2, ["KnormPress", "SnapKVPress(window_size=8)"])
+    methods = compared_methods(2, [" KnormPress ", "SnapKVPress(window_size=8)"])
+    assert methods["KnormPress"] == "KnormPress"
     assert list(methods) == [*OURS, *REFERENCES, "KnormPress", "SnapKVPress-window_size-8"]
     assert methods["KeyRerotationPress"] == "KeyRerotationPress(StreamingLLMPress(n_sink=2))"
     assert press_label("KeyRerotationPress(KnormPress())") == "KeyRerotationPress-KnormPress"

@@ -57,6 +57,12 @@ def test_interval_of_few_blocks_holds_the_mean(n):
         assert found.low < found.mean < found.high
 
 
+def test_resample_is_as_long_as_the_sequence():
+    """Whole blocks would stand for more values than there are: of 5, in blocks of 2, for 6."""
+    found = block_bootstrap(np.array([0, 0, 5, 0, 0]), CFG)
+    assert (found.low, found.mean, found.high) == (0, 1, 3)
+
+
 def test_same_seed_gives_the_same_interval():
     values = autoregressive(500, 1)
     assert block_bootstrap(values, CFG) == block_bootstrap(values, CFG)

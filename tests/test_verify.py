@@ -66,6 +66,13 @@ def verdicts(made, results, model="model", tokens="tokens", max_tokens=10_000):
     return {verdict.name: verdict for verdict in found}
 
 
+def test_experiment_within_the_results_is_verified_by_itself(made, results):
+    shutil.copytree(results, results / "another")
+    names = verdicts(made, results)
+    assert STREAMING in names
+    assert not any(name.startswith("another") for name in names)
+
+
 def with_losses(path, change):
     """Change the losses of a run, and all that its record says of them."""
     record, losses = read_record(path), read_losses(path)

@@ -70,9 +70,11 @@ IMPORTING = {
     "hub_errors hub": FROM_HUB,
     "hub_texts": {"fetch_sample"},
     "progress": MEASURING,
-    "config provenance rope attention steps ring layers cache models": MEASURING,
-    "checkpoint scoring perplexity": MEASURING,
-    "memory latency": TIMING,
+    "config provenance rope attention steps ring layers cache models compute": MEASURING,
+    "scoring": MEASURING,
+    "checkpoint perplexity": {"measure_perplexity"},
+    "memory": TIMING | COMPARING,
+    "decoders latency": TIMING,
     "agreement press_adapter press_setting": COMPARING,
     "compression": {"measure_compression"},
     "decode_comparison": {"measure_decoding"},
@@ -164,7 +166,7 @@ def test_smoke_run_makes_every_record_and_figure(finished):
     assert len(list((results / "runs").glob("*/*.json"))) == 18
     assert len(list(results.glob("decoding_latency_*_*_sink*.json"))) == 8  # 4 methods, 2 capacities
     assert "# What a decoded token costs" in (results / "decoding_latency_summary.md").read_text()
-    assert not any((results / "checkpoints").glob("*"))
+    assert all(place.is_dir() and not any(place.iterdir()) for place in (results / "checkpoints").glob("*"))
     for text in ("readme", "makefile"):
         for name in ("kvpress/{}_result", "kvpress/{}_comparison", "streaming_llm/{}_comparison"):
             assert (

@@ -20,12 +20,12 @@ from streamlm.commands.options import (
     Dtype,
     MaxSamples,
     ModelName,
+    Output,
     TextFile,
     TokenFile,
     check_targets,
-    find_model,
+    open_stream,
     print_json,
-    read_stream,
 )
 
 if TYPE_CHECKING:
@@ -98,9 +98,7 @@ def ablate(
     ] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
-    output: Annotated[
-        Path | None, typer.Option(help="Write the record of the whole, .json.", rich_help_panel=OUTPUT)
-    ] = None,
+    output: Output = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Keep record and losses of every run here.", rich_help_panel=OUTPUT)
     ] = None,
@@ -122,11 +120,9 @@ def ablate(
     from streamlm.stats import BootstrapConfig
     from streamlm.summary import ablation_rows, collect_ablation
 
-    model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(
-        model_dir, dataset_name, text, tokens, max_samples,
-        dataset_config=dataset_config, dataset_split=dataset_split,
-    )  # fmt: skip
+    model_dir, title, ids, dataset = open_stream(
+        model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
+    )
     ids, largest, bootstrap = ids[:max_eval_tokens], max(map(sum, sizes)), BootstrapConfig()
     if largest >= len(ids) - 1:
         raise ValueError(f"{len(ids)} tokens never fill a cache of {largest}; take more, or smaller caches")

@@ -1,14 +1,12 @@
 """`compare`: the same measurements under NVIDIA kvpress."""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from streamlm.commands.options import (
     CACHE,
-    OUTPUT,
     PACKAGED,
     TEXT,
     AsJson,
@@ -19,13 +17,13 @@ from streamlm.commands.options import (
     Dtype,
     MaxSamples,
     ModelName,
+    Output,
     TextFile,
     TokenFile,
     WindowSize,
     check_targets,
-    find_model,
+    open_stream,
     print_json,
-    read_stream,
 )
 from streamlm.presses import PRESSES, check_budgets, compared_methods
 
@@ -64,9 +62,7 @@ def compare(
     ] = 8,
     dtype: Dtype = "float32",
     device: Device = "auto",
-    output: Annotated[
-        Path | None, typer.Option(help="Write the record, .json.", rich_help_panel=OUTPUT)
-    ] = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare with NVIDIA kvpress at equal budgets: a context cut once, and token by token."""
@@ -88,11 +84,9 @@ def compare(
     from streamlm.summary import Run
 
     capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
-    model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(
-        model_dir, dataset_name, text, tokens, max_samples,
-        dataset_config=dataset_config, dataset_split=dataset_split,
-    )  # fmt: skip
+    model_dir, title, ids, dataset = open_stream(
+        model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
+    )
     ids = ids[:max_eval_tokens]
     scored = (len(ids) - 1) // 5
     contexts = ContextConfig(contexts=1, context_tokens=len(ids) - 1 - scored, scored_tokens=scored)

@@ -50,10 +50,10 @@ def info(
     model_dir, _ = find_model(model_name)
     from dataclasses import asdict
 
+    from streamlm.compute import parse_dtype
     from streamlm.config import StreamConfig
     from streamlm.layout import describe_costs, describe_layout, read_config
-    from streamlm.models import parse_dtype
-    from streamlm.perplexity import parse_storage
+    from streamlm.ring import parse_storage
 
     layout = describe_layout(read_config(model_dir))
     sizes = [StreamConfig(n_sink=n_sink, window_size=size) for size in window_size]
@@ -183,9 +183,8 @@ def _latency(paths: list[Path]) -> Any:
 
     (long_run,) = paths
     others = [read_record(path) for path in long_run.parent.glob("decoding_latency_*_sink*.json")]
-    others.sort(
-        key=lambda record: (record["capacity"], record["n_sink"])
-    )  # of equal size, the first is drawn
+    # Of equal size, the first is drawn.
+    others.sort(key=lambda record: (record["capacity"], record["n_sink"]))
     return plot_decoding_latency(others, read_record(long_run))
 
 

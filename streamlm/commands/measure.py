@@ -20,14 +20,14 @@ from streamlm.commands.options import (
     MaxSamples,
     ModelName,
     NSink,
+    Output,
     Storage,
     TextFile,
     TokenFile,
     WindowSize,
     check_targets,
-    find_model,
+    open_stream,
     print_json,
-    read_stream,
 )
 from streamlm.config import METHODS
 
@@ -78,9 +78,7 @@ def evaluate(
     per_token: Annotated[
         Path | None, typer.Option(help="Write float32 losses in nats, .npy.", rich_help_panel=OUTPUT)
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write the record, .json.", rich_help_panel=OUTPUT)
-    ] = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
@@ -91,11 +89,9 @@ def evaluate(
     from streamlm.stats import BootstrapConfig
     from streamlm.summary import Run, check_baseline, score_line, with_baseline
 
-    model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(
-        model_dir, dataset_name, text, tokens, max_samples,
-        dataset_config=dataset_config, dataset_split=dataset_split,
-    )  # fmt: skip
+    model_dir, title, ids, dataset = open_stream(
+        model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
+    )
     ids = ids[:max_eval_tokens]
     bootstrap, dense = BootstrapConfig(), None
     if baseline is not None:
@@ -187,9 +183,8 @@ def latency(
     )
     from streamlm.records import read_record, write_json
 
-    model_dir, title = find_model(model_name)
-    ids, dataset = read_stream(
-        model_dir, dataset_name, text, tokens, dataset_config=dataset_config, dataset_split=dataset_split
+    model_dir, title, ids, dataset = open_stream(
+        model_name, dataset_name, dataset_config, dataset_split, text, tokens
     )
     earlier = None if baseline is None else read_record(baseline)
     amounts = LatencyConfig(

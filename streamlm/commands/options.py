@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -63,6 +63,7 @@ Dtype = Annotated[
     typer.Option(help="Of weights and arithmetic.", rich_help_panel=COMPUTE),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=COMPUTE)]
+Output = Annotated[Path | None, typer.Option(help="Write the record, .json.", rich_help_panel=OUTPUT)]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=OUTPUT),
@@ -86,17 +87,25 @@ def find_model(model_name: Path) -> tuple[Path, str | None]:
     return hub.find_model(model_name)
 
 
-def read_stream(
-    model_dir: Path,
+class Stream(NamedTuple):
+    """A model and a text, as they were asked for."""
+
+    model_dir: Path
+    title: str | None  # the model's true name, if it came from a hub
+    ids: "np.ndarray"  # (N,) token ids
+    dataset: str  # the text's true name
+
+
+def open_stream(
+    model_name: Path,
     dataset_name: str | None,
+    dataset_config: str | None,
+    dataset_split: str | None,
     text: Path | None,
     tokens: Path | None,
     max_samples: int | None = None,
-    *,
-    dataset_config: str | None = None,
-    dataset_split: str | None = None,
-) -> "tuple[np.ndarray, str]":
-    """Return the token ids that were asked for and the true name of their text."""
+) -> Stream:
+    """Return the model and the token ids that these options ask for."""
     if [dataset_name, text, tokens].count(None) != 2:
         raise typer.BadParameter("give exactly one of --dataset-name, --text and --tokens")
     on_hub = "/" in str(dataset_name)
@@ -116,8 +125,9 @@ def read_stream(
         raise typer.BadParameter("--max-samples counts documents, and --tokens has none; leave one out")
     from streamlm.data import extract_documents, read_sample, read_tokens, tokenise_documents
 
+    model_dir, title = find_model(model_name)
     if tokens is not None:
-        return read_tokens(tokens), tokens.name
+        return Stream(model_dir, title, read_tokens(tokens), tokens.name)
     if text is not None:
         name, documents = text.name, extract_documents({"kind": "path", "format": "text"}, text)
     elif on_hub:
@@ -129,7 +139,8 @@ def read_stream(
     else:
         sample = read_sample(Path("data") / str(dataset_name) / "sample.json")
         name, documents = sample.dataset, sample.documents
-    return tokenise_documents(documents, model_dir, add_bos=False, max_samples=max_samples), name
+    ids = tokenise_documents(documents, model_dir, add_bos=False, max_samples=max_samples)
+    return Stream(model_dir, title, ids, name)
 
 
 def check_targets(*targets: Path | None) -> None:

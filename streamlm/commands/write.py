@@ -47,9 +47,9 @@ Seed = Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=DRAWING
 
 def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """Return the prepared model and its tokenizer."""
+    from streamlm.compute import choose_device, parse_dtype, use_threads
     from streamlm.data import read_tokenizer
-    from streamlm.models import choose_device, load_model, parse_dtype
-    from streamlm.perplexity import use_threads
+    from streamlm.models import load_model
 
     model_dir, _ = find_model(model_name)
     tokenizer = read_tokenizer(model_dir)
@@ -59,7 +59,7 @@ def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
 
 def _make_cache(model: Any, n_sink: int, window_size: int, storage: str | None) -> "SinkCache":
     from streamlm.cache import SinkCache
-    from streamlm.perplexity import parse_storage
+    from streamlm.ring import parse_storage
 
     narrow = None if storage is None else parse_storage(storage)
     return SinkCache(model.config, n_sink, window_size, storage=narrow)
@@ -136,8 +136,12 @@ def generate(
         seconds = time.perf_counter() - begin
     record = {
         "model": model_title(model),
-        **{"n_sink": n_sink, "window_size": window_size, "capacity": n_sink + window_size},
-        **{"dtype": dtype, "storage": storage or dtype, **asdict(sampling)},
+        "n_sink": n_sink,
+        "window_size": window_size,
+        "capacity": n_sink + window_size,
+        "dtype": dtype,
+        "storage": storage or dtype,
+        **asdict(sampling),
         "texts": [
             {
                 "prompt": text,

@@ -24,7 +24,7 @@ rule measure_perplexity:
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
         max_eval_tokens=lookup(dpath="{label}/max_eval_tokens", within=RUNS),
         options=lookup(dpath="{label}/options", within=RUNS),
-        checkpoint=f"{RESULTS}/checkpoints/{{corpus}}_{{label}}.safetensors",
+        checkpoint=f"{RESULTS}/checkpoints/{{corpus}}/{{label}}.safetensors",
         bootstrap=config["bootstrap"],
         code=code_of("scripts/measure_perplexity.py"),
     script:
