@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 SCORING = Path(__file__).with_name("scoring.txt")
 N_TOKENS = 4_000_000
 BYTES = 2  # of a bfloat16
@@ -18,9 +20,8 @@ QUERY_BLOCK = 128  # streamlm.attention.QUERY_BLOCK
 KEEP_EVERY = 8_192  # tokens between two checkpoints, streamlm.perplexity.KEEP_EVERY
 WORKSPACE = 1e9  # bytes of a pass of 1,024 tokens beside weights and cache, assumed
 USED = 0.4  # share of a GPU's peak that matrix products reach, assumed
-SCORE_BYTES = (
-    24  # moved per head, query and key by streamlm.attention.attend: products, mask, softmax in float32
-)
+# Moved per head, query and key by streamlm.attention.attend: products, mask, softmax in float32.
+SCORE_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,8 @@ def time_columns(machine_flops: float) -> dict[str, Callable[[Model], str]]:
 
 def table(columns: dict[str, Callable[[Model], str]]) -> str:
     """Return a Markdown table, a model a row."""
-    cells = [[name, *(show(model) for model in PAPER)] for name, show in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
-    head, *rows = zip(*cells, strict=True)
-    rule = ["-" * width for width in widths]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (head, rule, *rows)
-    )
+    rows = [[show(model) for show in columns.values()] for model in PAPER]
+    return tabulate(rows, list(columns), "github", disable_numparse=True)
 
 
 def cluster_line(gpu: Gpu) -> str:

@@ -1,10 +1,14 @@
 """Read a report as its reader does, in Chromium: `python tests/check_report.py REPORT PICTURES`."""
 
+import shutil
 import sys
 from pathlib import Path
 
-from browser import Page
+from playwright.sync_api import sync_playwright
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage")
+PATIENCE_MS = 60_000  # for any answer
 LINKS = "[...document.querySelectorAll('nav a')]"
 ROWS = "[...document.querySelectorAll('nav tbody tr')]"
 LOCAL = ("file:", "data:", "blob:", "about:")
@@ -13,89 +17,100 @@ LOCAL = ("file:", "data:", "blob:", "about:")
 def check_report(report, pictures):
     """Open every part of a report; return what was shown, and every fault.
 
+    A fault is an error that the page reports, or a request to an address that is not on this machine.
+
     Args:
         report: path of the HTML file.
         pictures: folder for a picture of every view.
     """
     pictures = Path(pictures)
     pictures.mkdir(parents=True, exist_ok=True)
-    with Page() as page:
-        page.open(report)
-        page.wait(
-            "typeof app !== 'undefined' && !!document.querySelector('#rulegraph svg, #rulegraph canvas')"
+    with sync_playwright() as driver, driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
+        page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(PATIENCE_MS)
+        faults = _collect_faults(page)
+        page.goto(Path(report).resolve().as_uri())
+        _wait(
+            page,
+            "typeof app !== 'undefined' && !!document.querySelector('#rulegraph svg, #rulegraph canvas')",
         )
-        page.picture(pictures / "workflow.png")
-        shown = {"description": page.run("document.querySelector('.prose').innerText")}
+        page.screenshot(path=pictures / "workflow.png")
+        shown = {"description": page.evaluate("document.querySelector('.prose').innerText")}
         _click(page, "Statistics")
-        page.wait(
-            "document.querySelectorAll('#runtimes svg, #runtimes canvas, #timeline canvas').length >= 2"
+        _wait(
+            page, "document.querySelectorAll('#runtimes svg, #runtimes canvas, #timeline canvas').length >= 2"
         )
-        page.picture(pictures / "statistics.png")
-        for category in page.run("Object.keys(categories)"):
+        page.screenshot(path=pictures / "statistics.png")
+        for category in page.evaluate("Object.keys(categories)"):
             shown[category] = _walk(page, category, pictures)
-        return shown, _faults(page.events)
+        return shown, faults
+
+
+def _collect_faults(page):
+    """Return a list that grows by every fault of the page."""
+    faults = []
+
+    def note(event):
+        if event.type in ("error", "assert"):
+            faults.append(f"console: {event.text}")
+
+    def look(request):
+        if not request.url.startswith(LOCAL):
+            faults.append(f"request: {request.url}")
+
+    page.on("pageerror", lambda error: faults.append(f"exception: {error}"))
+    page.on("console", note)
+    page.on("request", look)
+    return faults
+
+
+def _wait(frame, code):
+    """Return the value of a JavaScript expression as soon as it is true."""
+    return frame.wait_for_function(code).json_value()
 
 
 def _click(page, text):
-    page.wait(f"{LINKS}.some(link => link.innerText.trim() === {text!r})")
-    page.run(f"{LINKS}.find(link => link.innerText.trim() === {text!r}).click()")
+    _wait(page, f"{LINKS}.some(link => link.innerText.trim() === {text!r})")
+    page.evaluate(f"{LINKS}.find(link => link.innerText.trim() === {text!r}).click()")
 
 
 def _walk(page, category, pictures):
     """Open every result of a category; return its caption and what was seen of it, by its labels."""
-    page.run("app.setView({navbarMode: 'menu', category: undefined, subcategory: undefined})")
+    page.evaluate("app.setView({navbarMode: 'menu', category: undefined, subcategory: undefined})")
     _click(page, category)
     seen = {}
-    for i in range(page.wait(f"{ROWS}.length")):
+    for i in range(_wait(page, f"{ROWS}.length")):
         row = f"{ROWS}[{i}]"
-        label = page.run(f"[...{row}.cells].slice(0, -1).map(cell => cell.innerText).join(' ')")
+        label = page.evaluate(f"[...{row}.cells].slice(0, -1).map(cell => cell.innerText).join(' ')")
         name = f"{category} {label}".replace(" ", "_").replace(".", "").replace(":", "")
-        if page.run(f"{row}.querySelector('a').hasAttribute('download')"):
+        if page.evaluate(f"{row}.querySelector('a').hasAttribute('download')"):
             seen[label] = {
-                "file": page.run(f"decodeURIComponent({row}.querySelector('a').href).slice(0, 80)")
+                "file": page.evaluate(f"decodeURIComponent({row}.querySelector('a').href).slice(0, 80)")
             }
         else:
-            page.run(f"{row}.querySelector('a').click()")
+            page.evaluate(f"{row}.querySelector('a').click()")
             seen[label] = _look(page)
-            page.picture(pictures / f"{name}.png")
-        page.run(f"{row}.querySelectorAll('a')[1].click()")
-        seen[label]["caption"] = page.wait("document.querySelector('nav').innerText")
-        page.picture(pictures / f"{name}_caption.png")
-        page.run(f"app.showCategory({category!r})")
-        page.wait(f"{ROWS}.length > {i}")
+            page.screenshot(path=pictures / f"{name}.png")
+        page.evaluate(f"{row}.querySelectorAll('a')[1].click()")
+        seen[label]["caption"] = _wait(page, "document.querySelector('nav').innerText")
+        page.screenshot(path=pictures / f"{name}_caption.png")
+        page.evaluate(f"app.showCategory({category!r})")
+        _wait(page, f"{ROWS}.length > {i}")
     return seen
 
 
 def _look(page):
     """Return the width of the picture on the screen, or the rows of the table, sorted by its last column."""
-    page.wait("!!document.querySelector('#app img:not(nav img), #app iframe')")
-    if page.run("!document.querySelector('#app iframe')"):
+    _wait(page, "!!document.querySelector('#app img:not(nav img), #app iframe')")
+    if page.evaluate("!document.querySelector('#app iframe')"):
         picture = "document.querySelector('#app img:not(nav img)')"
-        return {"width": page.wait(f"{picture}.complete && {picture}.naturalWidth")}
-    frame = page.last_frame()
+        return {"width": _wait(page, f"{picture}.complete && {picture}.naturalWidth")}
+    frame = page.query_selector("#app iframe").content_frame()
     rows = "[...document.querySelectorAll('tbody tr')]"
-    n_rows = page.wait(f"{rows}.length", frame)
-    page.run("[...document.querySelectorAll('th')].at(-1).click()", frame)
-    return {
-        "rows": n_rows,
-        "sorted": page.run(f"{rows}.map(row => row.cells[row.cells.length - 1].dataset.value)", frame),
-    }
-
-
-def _faults(events):
-    """Return every error that the page reported, and every address that is not on this machine."""
-    faults = []
-    for event in events:
-        method, params = event["method"], event["params"]
-        if method == "Runtime.exceptionThrown":
-            faults.append(f"exception: {params['exceptionDetails'].get('exception', params)}")
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            faults.append(f"console: {params['args']}")
-        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            faults.append(f"log: {params['entry']['text']}")
-        elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(LOCAL):
-            faults.append(f"request: {params['request']['url']}")
-    return faults
+    n_rows = _wait(frame, f"{rows}.length")
+    frame.evaluate("[...document.querySelectorAll('th')].at(-1).click()")
+    sorted_by = f"{rows}.map(row => row.cells[row.cells.length - 1].dataset.value)"
+    return {"rows": n_rows, "sorted": frame.evaluate(sorted_by)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import tarfile
 import time
 import zipfile
@@ -24,6 +25,13 @@ VOCAB = 61
 def pytest_collection_modifyitems(items):
     """kvpress changes transformers for the rest of the process once imported: its tests come last."""
     items.sort(key=lambda item: item.get_closest_marker("kvpress") is not None)
+
+
+@pytest.fixture(autouse=True)
+def _kvpress_only_where_it_is_marked(request):
+    yield
+    marked = request.node.get_closest_marker("kvpress")
+    assert marked or "kvpress" not in sys.modules, "mark this test kvpress: it imported it"
 
 
 def tiny_llama(**changes):

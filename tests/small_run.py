@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import yaml
-from test_workflow import PARTS, ROOT
+from project import copy_project, environment, make_tiny_model
 
 RESULTS = "results/small"
 TARGETS = [
@@ -29,23 +28,19 @@ TIMED = {"runtime_sec", "tokens_per_sec", "speedup"}
 
 def make_project(place):
     """Copy the project to a folder, with a tiny model and the overlay of the small experiment."""
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, place / part)
+    copy_project(place)
     (place / "configs" / "small.yaml").write_text(yaml.safe_dump(OVERLAY))
-    tiny = [sys.executable, str(ROOT / "tests" / "tiny_model.py"), "data/smoke/model"]
-    subprocess.run(tiny, cwd=place, check=True, capture_output=True)
+    make_tiny_model(place)
     return place
 
 
 def start(place, *args, said="said.txt"):
     """Start snakemake in a process group of its own; what it says goes to the file `said`."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "snakemake", *args, "--configfile"]
     with (place / said).open("w") as file:
         return subprocess.Popen(
             [*command, "configs/smoke.yaml", "configs/small.yaml"],
-            cwd=place, env=environment, stdout=file, stderr=file, start_new_session=True,
+            cwd=place, env=environment(), stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 
 

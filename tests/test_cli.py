@@ -1,31 +1,20 @@
 """The command as a user types it."""
 
-import io
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import get_args
-from unittest.mock import patch
 
 import numpy as np
 import pytest
+from command import ENVIRONMENT, command, streamlm, streamlm_alone
+from project import ROOT
 from tiny_model import write_tiny_model
 
-from streamlm import __version__
-from streamlm.cli import main
 from streamlm.commands.look import FIGURES
-from streamlm.commands.measure import Method
-from streamlm.config import METHODS
 from streamlm.stats import BootstrapConfig
 from streamlm.summary import collect_ablation
 
-ROOT = Path(__file__).parent.parent
 PROSE = "Attention sinks keep a stream of text steady. " * 12
 
 
@@ -43,30 +32,6 @@ def place(tmp_path_factory):
     (path / "empty.npy").touch()
     (path / "empty.json").write_text("{}")
     return path
-
-
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-
-
-def command(*args):
-    return [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)]
-
-
-def streamlm(place, *args):
-    """What the command does in this process: starting another takes seconds."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        chdir(place), redirect_stdout(out), redirect_stderr(err),
-        patch.object(sys, "argv", ["streamlm", *map(str, args)]), patch.dict(os.environ, COLUMNS="80"),
-        pytest.raises(SystemExit) as ended,
-    ):  # fmt: skip
-        main()
-    return subprocess.CompletedProcess(args, ended.value.code or 0, out.getvalue(), err.getvalue())
-
-
-def streamlm_alone(place, *args):
-    """The same in a process of its own."""
-    return subprocess.run(command(*args), cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def test_evaluate_writes_record_and_losses(place):
@@ -166,6 +131,7 @@ def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
 def test_compare_tells_both_protocols_and_the_equality(place):
     common = ("compare", "--model-name", "model", "--tokens", "ids.npy", "--window-size", 16)
     presses = ("--press", "KnormPress", "--press", "SnapKVPress(window_size=8)")
+    # kvpress must stay out of this process.
     done = streamlm_alone(place, *common, *presses, "--interval", 2, "--output", "compared.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ids.npy: cut once to 20") == 1 + 4 + 2
@@ -409,95 +375,3 @@ def test_latency_in_json_tells_the_ratio_to_a_baseline(place):
     told = json.loads(streamlm(place, *common, "--baseline", baseline, "--json").stdout)
     assert told["against_baseline"]["ratio"] > 0
     assert told["against_baseline"]["in_turns"] is False
-
-
-@pytest.fixture
-def endless(place):
-    """A process that writes for hours, and has begun to."""
-    args = ("--model-name", "model", "--prompt", "a", "--max-new-tokens", 10**8, "--ignore-eos")
-    with subprocess.Popen(
-        command("generate", *args), cwd=place, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        process.stdout.read(1)
-        yield process
-        process.kill()
-
-
-def test_interrupt_ends_with_status_130(endless):
-    endless.send_signal(signal.SIGINT)
-    assert b"Traceback" not in endless.communicate()[1]
-    assert endless.returncode == 130
-
-
-def test_reader_that_goes_away_ends_it_quietly(endless):
-    endless.stdout.close()
-    assert b"Traceback" not in endless.stderr.read()
-    assert endless.wait() == 1
-
-
-COMMANDS = (
-    "evaluate",
-    "ablate",
-    "compare",
-    "latency",
-    "generate",
-    "chat",
-    "info",
-    "figures",
-    "verify",
-    "version",
-)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_an_example(name):
-    done = streamlm(ROOT, name, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"Example: streamlm {name}" in " ".join(done.stdout.split())
-
-
-def test_help_is_in_groups_and_tells_the_exit_status():
-    done = streamlm(ROOT, "--help")
-    for group in ("Measure", "Write", "Look"):
-        assert f"─ {group} ─" in done.stdout
-    assert "Exit status: 0 done; 1 a fault at work" in done.stdout
-    bare = streamlm(ROOT)
-    assert (bare.returncode, bare.stderr) == (2, "")
-    assert bare.stdout.split() == done.stdout.split()
-    assert re.findall(r"│ (\w+)  ", done.stdout) == list(COMMANDS)
-
-
-def test_version_is_printed():
-    assert streamlm(ROOT, "version").stdout == f"{__version__}\n"
-
-
-def test_methods_that_can_be_named_are_those_there_are():
-    assert get_args(Method) == METHODS
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("streamlm ev", "evaluate"),
-        ("streamlm ablate --abl", "--ablation-type"),
-        ("streamlm evaluate --method st", "streaming"),
-        ("streamlm evaluate --dataset-name wi", "wikitext"),
-        ("streamlm compare --press Kn", "KnormPress"),
-        ("streamlm figures --only long", "long_stream"),
-    ],
-)
-def test_bash_completes(typed, offered):
-    words = typed.split()
-    asked = {"_STREAMLM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
-    done = subprocess.run(command(), env=ENVIRONMENT | asked, capture_output=True, text=True)
-    assert done.stdout.split() == [offered]
-
-
-def test_completion_script_for_bash_is_taken_by_bash(tmp_path):
-    asked = {"_STREAMLM_COMPLETE": "source_bash"}  # --show-completion asks which shell it was called from
-    done = subprocess.run(command(), env=ENVIRONMENT | asked, capture_output=True, text=True)
-    check = subprocess.run(
-        ["bash", "-c", done.stdout + "complete -p streamlm"], capture_output=True, text=True
-    )
-    assert (check.returncode, check.stderr) == (0, "")
-    assert "streamlm" in check.stdout

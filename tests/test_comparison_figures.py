@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 from conftest import MODELS, VOCAB
+from drawn import assert_printable, assert_tabled, assert_uncluttered, assert_written, bars, curves
 from numpy.testing import assert_allclose
-from test_figures import assert_printable, assert_tabled, assert_uncluttered, assert_written, bars, curves
 
 from streamlm.comparison_figures import (
     plot_comparison_metrics_table,

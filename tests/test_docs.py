@@ -5,7 +5,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from project import ROOT, copy_project
 from tiny_model import write_tiny_model
 
 import streamlm
@@ -22,12 +22,8 @@ from streamlm.config_check import check_config
 from streamlm.data import write_sample
 from streamlm.text import Document
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
-PARTS = (
-    "Snakefile", "config.yaml", "configs", "profiles", "workflow", "streamlm", "envs", "Makefile",
-    "README.md", "benchmarks", "tests", "pyproject.toml",
-)  # fmt: skip
+
 
 # What is done with a command in a document, by how it begins; the longest that fits counts. A tiny model
 # stands where the packaged one is. A command that nothing here fits fails: decide, and write it down.
@@ -104,9 +100,7 @@ def rewritten(command, table):
 def place(tmp_path_factory):
     """A copy of the project in which a tiny model has the name of the packaged one, with texts and tokens."""
     place = tmp_path_factory.mktemp("documented")
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, place / part)
+    copy_project(place, more=("benchmarks", "tests", "pyproject.toml"))
     model = place / "data/models/smollm2-135m-instruct"
     for folder in (model, place / "mymodel", place / "data/smoke/model"):
         write_tiny_model(folder)

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import ENVIRONMENT, command
 from conftest import make_zip, tiny_llama
 from safetensors.torch import load_file, save_file
 from small_run import RESULTS, TARGETS, contents, run
 from test_archives import pinned, wheel  # noqa: F401, a fixture
-from test_cli import ENVIRONMENT, command
 from tiny_model import write_tiny_model
 
 from streamlm.archives import fetch_archive

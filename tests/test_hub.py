@@ -19,16 +19,15 @@ import torch
 import yaml
 from conftest import tiny_neox
 from hub_server import Fault, Hub
+from project import ROOT, copy_project
 from safetensors.torch import load_file, save_file
 from test_gguf import random_weights, write_gguf
-from test_workflow import PARTS
 from tiny_model import write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from streamlm.data import read_sample
 from streamlm.models import load_model
 
-ROOT = Path(__file__).parent.parent
 EXPERIMENT = yaml.safe_load((ROOT / "configs" / "pythia-70m.yaml").read_text())
 PYTHIA = EXPERIMENT["models"]["pythia-70m"]["source"]
 WIKITEXT = EXPERIMENT["corpora"]["wikitext-103"]["source"]
@@ -422,9 +421,7 @@ def test_config_of_a_data_set_that_is_not_on_a_hub_is_refused(hub, tmp_path):
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project, in which `snakemake` runs the hub's experiment, at sizes for a test."""
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, tmp_path / part)
+    copy_project(tmp_path)
     small = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
     sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison")}
     names = {"model": "pythia-70m", "corpora": ["wikitext-103", "pg19-book"]}

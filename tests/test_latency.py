@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCAB, tiny_llama
+from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
-from test_figures import assert_printable, assert_tabled, assert_uncluttered, curves
 from tiny_model import write_tiny_model
 
 from streamlm.cache import SinkCache

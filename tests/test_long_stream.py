@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from conftest import VOCAB, tiny_llama
+from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
-from test_figures import BOOTSTRAP, assert_printable, assert_tabled, assert_uncluttered, curves
+from test_figures import BOOTSTRAP
 
 from streamlm.figures import plot_long_stream
 from streamlm.long_stream import PART, collect_long_stream, running_interval

@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from browser import CHROMIUM
-from check_report import check_report
-from test_workflow import PLOTS, run_smoke, snakemake
+from check_report import CHROMIUM, check_report
+from project import run_smoke, snakemake
+from test_workflow import PLOTS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 

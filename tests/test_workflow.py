@@ -6,27 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT, run_smoke, snakemake
 
 from streamlm import provenance
 from streamlm.provenance import code_fingerprint
 
-ROOT = Path(__file__).parent.parent
-PARTS = (
-    "Snakefile",
-    "config.yaml",
-    "configs",
-    "profiles",
-    "workflow",
-    "streamlm",
-    "README.md",
-    "Makefile",
-    "envs",
-)
 LOSS_PLOTS = {
     "plot_schemes", "plot_main_comparison", "plot_results_summary", "plot_ablation_window_size",
     "plot_ablation_n_sink", "plot_long_stream",
@@ -94,15 +82,6 @@ IMPORTING = {
 }
 
 
-def snakemake(place, *args, overlay=None):
-    overlays = [] if overlay is None else [str(overlay)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *args, "--configfile", "configs/smoke.yaml", *overlays],
-        cwd=place, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-
-
 def planned(place, overlay=None):
     """Return how many jobs of each rule a dry run lists."""
     done = snakemake(place, "-n", overlay=overlay)
@@ -110,21 +89,6 @@ def planned(place, overlay=None):
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout, re.MULTILINE | re.DOTALL)
     jobs = dict(line.split() for line in table[1].splitlines()) if table else {}
     return {rule: int(count) for rule, count in jobs.items() if rule != "all"}
-
-
-@cache
-def run_smoke(folder):
-    """Return a copy of the project in which the smoke experiment has run, once for all tests."""
-    place = folder / "project"
-    place.mkdir()
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
-        copy(ROOT / part, place / part)
-    tiny = [sys.executable, str(ROOT / "tests" / "tiny_model.py"), "data/smoke/model"]
-    subprocess.run(tiny, cwd=place, check=True)
-    done = snakemake(place, "all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place
 
 
 @pytest.fixture(scope="session")
