@@ -90,6 +90,9 @@ class ChatTemplate:
         """
         whole, turn = self._render([*self.start, ASKED]), self._turn(ASKED["content"])
         system = whole.removesuffix(turn) if whole.endswith(turn) else ""
+        if self.start and not system:  # some templates put it into the first turn of the user
+            told = self.start[0]["content"].strip()
+            system = whole[: whole.find(told) + len(told)]
         return max(LEAST_SINKS, len(self._encode(system)))
 
 

@@ -15,6 +15,7 @@ import logging
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,7 +123,9 @@ def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) 
         folder = Path(
             snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns))
         )
-    _check_hashes(matching(folder, patterns), repo)
+    files = matching(folder, patterns)
+    _check_hashes(files, repo)
+    _check_parts(files, repo)
     return folder
 
 
@@ -144,6 +147,20 @@ def _check_hashes(files: Sequence[Path], repo: str) -> None:
             f"{names} of {repo} came from {constants.ENDPOINT} with another hash than announced; deleted; "
             f"try again, and if that does not help distrust this hub, {OTHERWISE}"
         )
+
+
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
+
+
+def _check_parts(files: Sequence[Path], repo: str) -> None:
+    """Refuse a file in parts of which some are missing, as an older client can leave them in a cache."""
+    parts = Counter(found.groups() for file in files if (found := _PART.fullmatch(file.name)))
+    for (stem, total, suffix), count in parts.items():
+        if count != int(total):
+            raise ValueError(
+                f"of {stem}{suffix} of {repo} the cache has {count} of {int(total)} parts; fetch it again "
+                f"with `hf download {repo}` where there is a network, {OTHERWISE}"
+            )
 
 
 def _hash_fits(blob: Path) -> bool:

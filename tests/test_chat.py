@@ -65,6 +65,17 @@ def test_sinks_hold_the_whole_system_prompt_and_no_more():
     assert ChatTemplate(chat_tokenizer(HEADERS)).n_sink() == 4
 
 
+def test_sinks_hold_a_system_prompt_that_stands_in_the_first_turn():
+    tokenizer = chat_tokenizer(
+        "{% set told = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' %}"
+        "[INST]{{ told + ' ' if told and loop.first }}{{ message.content }}[/INST]"
+        "{% else %}{{ message.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(tokenizer, "Speak like a pirate.")
+    assert tokenizer.decode(template.opening("Hi")[: template.n_sink()]) == "[INST]Speak like a pirate."
+
+
 @pytest.mark.parametrize(
     ("chat_template", "message"),
     [

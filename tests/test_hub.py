@@ -349,6 +349,11 @@ def test_model_that_needs_code_of_its_own_is_refused_and_the_code_not_fetched(hu
         ({"pg19.py": b"raise SystemExit"}, {}, "has no parquet for config None, split test .*scripts"),
         (None, {"column": "txt"}, "has no column 'txt'; use one of text, url"),
         (None, {"split": "dev"}, "has no parquet for config None, split dev"),
+        (
+            {"data/test-00000-of-00002.parquet": parquet(text=["half of it"])},
+            {"rows": None},
+            "of test.parquet of emozilla/pg19 the cache has 1 of 2 parts; fetch it again",
+        ),
         (None, {"revision": "v9"}, "404 Not Found for .*v9; correct the name and the revision"),
         (wikitext_files(), {"config": "wikitext-2"}, "no config 'wikitext-2'; use one of wikitext-103"),
         (wikitext_files(), {}, "has no config None; use one of wikitext-103-raw-v1, wikitext-103-v1"),
