@@ -37,7 +37,7 @@ def plot_schemes(results: Sequence[Record]) -> Figure:
     """Return a sketch of every method above its cost and its perplexities, from `collect_result` records."""
     check_comparable(results, same_stream=False)
     methods = [method for method in METHOD_NAMES if method in results[0]["methods"]]
-    figure = Figure((PAGE, 2.95 + 0.24 * len(results)))
+    figure = Figure((PAGE, 2.6 + 0.24 * len(results)))
     for axes, method in zip(figure.subplots(1, len(methods), squeeze=False).flat, methods, strict=True):
         _draw_sketch(axes, method)
         kept = _kept(results[0]["methods"][method], method)

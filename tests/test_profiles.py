@@ -24,6 +24,14 @@ def test_slurm_profile_gives_every_measuring_rule_a_node_of_its_own():
     assert all("--exclusive" in resources["slurm_extra"] for resources in SLURM["set-resources"].values())
 
 
+def test_what_takes_seconds_or_needs_the_network_runs_where_snakemake_runs():
+    text = "".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
+    light = set(re.findall(r"^rule ((?:fetch|collect|write|plot)_\w+):", text, re.MULTILINE))
+    lists = re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, re.MULTILINE)
+    assert len(light) > 15
+    assert light == set(re.findall(r"\w+", " ".join(lists)))
+
+
 @pytest.mark.parametrize(("device", "asked"), [("auto", ["1"]), ("cuda", ["1"]), ("cpu", [])])
 def test_a_measuring_job_asks_for_a_gpu_unless_the_device_is_the_cpu(device, asked):
     done = subprocess.run(

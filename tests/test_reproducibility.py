@@ -17,9 +17,8 @@ plotting.save_figure(target, getattr(figures, f"plot_{kind}")(records.read_recor
 
 def test_two_runs_give_the_same_records_and_losses(undisturbed, second):
     assert any(name.endswith(".npy") for name in second.contents)
-    assert (
-        sum(name.endswith(".json") for name in second.contents) == 8
-    )  # 4 runs, baseline, result, 2 ablations
+    # 4 runs, baseline, result, 2 ablations
+    assert sum(name.endswith(".json") for name in second.contents) == 8
     assert second.contents == undisturbed.contents
 
 
