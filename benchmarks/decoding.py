@@ -2,9 +2,10 @@
 
 1. The cache alone, with the shapes of the packaged model: our store, concatenation as `DynamicCache` does it,
    and turning the whole window at every token as transformers' former `SinkCache` did.
-2. The whole model: ours, `DynamicCache` holding as many tokens, and the PyPI package `attention-sinks`, which
-   runs in an environment and a process of its own on the same weights, text and threads. Its losses first:
-   both keep the same tokens.
+2. The whole model: ours; `DynamicCache` holding as many tokens, on the same linear layers; the PyPI package
+   `attention-sinks`, which runs in an environment and a process of its own on the same weights, text and
+   threads (its losses first: both keep the same tokens); and transformers as it is, `DynamicCache` on linear
+   layers that are not split.
 3. A long generation with our cache: time and resident memory of every token.
 
 All that is compared is timed in turns, so that a noisy neighbour meets all; a ratio is taken within a turn.
@@ -27,13 +28,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from streamlm.cache import SinkCache
 from streamlm.compute import use_threads
-from streamlm.models import load_model, model_title
+from streamlm.models import load_model, model_title, read_model
 from streamlm.provenance import processor_name
 from streamlm.rope import Rotary, rotation
 from streamlm.stats import trend
 
 N_SINK = 4
-OURS, DYNAMIC, THEIRS = "SinkCache", "DynamicCache", "attention-sinks 0.4.0"
+OURS, DYNAMIC, THEIRS, STOCK = "SinkCache", "DynamicCache", "attention-sinks 0.4.0", "transformers as it is"
 CONCATENATE, TURN_ALL = "concatenating", "turning the window"
 RUN = 100  # tokens; of the long generation, medians of such runs are kept
 
@@ -163,14 +164,15 @@ class Worker:
 
 
 @torch.inference_mode()
-def time_decoding(ours, plain, worker, stream, capacity, repeats, steps=16):
-    """Return milliseconds per token of the three, a list of `repeats` by name."""
+def time_decoding(ours, plain, stock, worker, stream, capacity, repeats, steps=16):
+    """Return milliseconds per token of the four, a list of `repeats` by name."""
     worker.ask(do="load", window=capacity - N_SINK - 1)  # trims after the step: one less of ours
     worker.ask(do="fill", stop=capacity)
     sides = {
         OURS: InProcess(ours, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
         DYNAMIC: Growing(plain, DynamicCache(config=plain.config), stream, capacity),
         THEIRS: worker,
+        STOCK: Growing(stock, DynamicCache(config=stock.config), stream, capacity),
     }
     times = {name: [] for name in sides}
     for turn in tqdm(range(repeats + 1), unit="turn", disable=None):
@@ -268,7 +270,8 @@ def main():
     disable_progress_bar()
     use_threads("auto")
     ours = load_model(options.model, dtype=torch.float32, device="cpu")
-    plain = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    plain = read_model(options.model, dtype=torch.float32, device="cpu")
+    stock = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     worker = Worker(options.theirs, options.model, tokens)
     machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
     about = f"{model_title(ours)}; {machine}; median [least, most] of {options.repeats} turns"
@@ -282,11 +285,13 @@ def main():
     difference = compare_losses(ours, worker, stream, 512, options.losses)
     print(f"\nLosses of {options.losses} tokens with {N_SINK}+508, ours and {THEIRS}:", end=" ")
     print(f"they differ by at most {difference:.1e} nats")
-    decoding = {n: time_decoding(ours, plain, worker, stream, n, options.repeats) for n in (512, 1024, 2048)}
+    decoding = {
+        n: time_decoding(ours, plain, stock, worker, stream, n, options.repeats) for n in (512, 1024, 2048)
+    }
     print("\nWhole model, per decoded token:\n")
-    print(table(decoding, [OURS, DYNAMIC, THEIRS]))
+    print(table(decoding, [OURS, DYNAMIC, THEIRS, STOCK]))
 
-    del plain
+    del plain, stock
     worker.process.stdin.close()
     long = measure_long(ours, stream, 512, options.long)
     for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):

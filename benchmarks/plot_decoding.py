@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.plotting import LINE_LOOKS, PAGE, SMALL, STYLE
+from streamlm.plotting import DENSE_LOOK, LINE_LOOKS, PAGE, SMALL, STYLE
 
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
@@ -16,7 +16,7 @@ RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.p
 def plot_times(axes, by_capacity, title, scale):
     """Draw the median of each implementation against tokens held, with the spread over turns."""
     held = [int(capacity) for capacity in by_capacity]
-    for name, look in zip(next(iter(by_capacity.values())), LINE_LOOKS, strict=True):
+    for name, look in zip(next(iter(by_capacity.values())), (*LINE_LOOKS, DENSE_LOOK), strict=False):
         runs = np.array([times[name] for times in by_capacity.values()])  # (sizes, turns)
         middle = np.median(runs, axis=1)
         arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from streamlm.attention import DecodePlan, attend, attend_one
 from streamlm.cache import SUPPORTED, SinkCache, layer_windows
+from streamlm.linear import split_linears
 from streamlm.rope import Rotary
 from streamlm.steps import CacheStep
 
@@ -217,7 +218,9 @@ def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
 
 
 def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """Return the causal language model in `folder` as transformers has it; arguments as of `load_model`.
+    """Return the causal language model in `folder` for transformers' caches; arguments as of `load_model`.
+
+    Its linear layers compute few tokens on all threads (`split_linears`).
 
     Raises:
         ValueError: if the folder holds no such model.
@@ -247,6 +250,7 @@ def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
                 f"such as {names[0]}; what is missing would be random numbers"
             )
     read: PreTrainedModel = model.to(device).eval()
+    split_linears(read)
     return read
 
 

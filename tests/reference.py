@@ -47,6 +47,12 @@ def attention(q_raw: Tensor, k_raw: Tensor, v: Tensor, n_sink: int, window_size:
     return torch.stack(steps, dim=1)[None]
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One sum for each row of x (N, I) and of the weight (O, I), plus the bias (O,): (N, O)."""
+    sums = torch.stack([torch.stack([(row * w).sum() for w in weight]) for row in x])
+    return sums if bias is None else sums + bias
+
+
 def llama_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int) -> Tensor:
     """Per-token losses in nats of a Llama-layout model decoding `ids` one by one, (N-1,)."""
     base, config = model.model, model.config

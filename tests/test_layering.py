@@ -30,6 +30,7 @@ LAYERS = {
     "layers": {"torch", "transformers"},
     "cache": {"torch", "transformers"},
     "compute": {"torch"},
+    "linear": {"torch"},
     "models": {"torch", "transformers", "safetensors"},
     "memory": {"torch", "transformers"},
     "capture": {"torch", "transformers"},

@@ -57,7 +57,7 @@ IMPORTING = {
     "gguf": {"convert_model"} | FROM_HUB,
     "hub_errors hub": FROM_HUB,
     "hub_texts": {"fetch_sample"},
-    "config provenance rope attention steps ring layers cache models compute": MEASURING,
+    "config provenance rope attention steps ring layers cache linear models compute": MEASURING,
     "scoring checkpoint": MEASURING,
     "perplexity": {"measure_perplexity"},
     "progress": TIMING | {"measure_perplexity"},
