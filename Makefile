@@ -82,7 +82,7 @@ docs: $(DOCS)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean --quiet
 	@echo "The documentation is built: open site/index.html; $(DOCS)/bin/mkdocs serve shows it with its search."
 
-# Half an hour in which nothing else should run.
+# A quarter of an hour in which nothing else should run.
 OLD := .venv-attention-sinks
 
 $(OLD)/.ready: envs/requirements-attention-sinks.txt

@@ -43,7 +43,7 @@ BLOCKS = {
     "hf": OPTIONS,
     "pip install": OPTIONS,  # changes the environment
     "python": RUN,
-    "python benchmarks": OPTIONS,  # half an hour, and nothing else should run
+    "python benchmarks": OPTIONS,  # a quarter of an hour, and nothing else should run
     "source": RUN,
 }
 INLINE = {"make": DRY, "snakemake": DRY, "streamlm": OPTIONS, "python": OPTIONS}  # in running text
