@@ -168,7 +168,7 @@ def _plot_ablation(
         lower.set(title="Change against dense, paired token by token", ylabel="change of perplexity, %")
         for axes in (upper, lower):
             axes.set_xticks([*places.values()], [*map(str, places)])
-            axes.set(xlabel=x[1], xlim=(min(places.values()) - 0.6, max(places.values()) + 0.6))
+            axes.set(xlabel=x[1], xlim=(min(places.values()) - 0.75, max(places.values()) + 0.5))
         _scale_perplexity(upper)
     handles: list[Artist] = [Line2D([], [], **looks[value], label=line[1].format(value)) for value in looks]
     handles += [Line2D([], [], **DENSE_LOOK, label="dense"), Patch(**BAND_LOOK, label="interval of dense")]
