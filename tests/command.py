@@ -36,3 +36,10 @@ def streamlm(place, *args):
 def streamlm_alone(place, *args):
     """The same in a process of its own."""
     return subprocess.run(command(*args), cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def only_line(done, status=1):
+    """Return the one line that an ended command wrote to its standard error."""
+    assert done.returncode == status
+    (line,) = done.stderr.splitlines()
+    return line

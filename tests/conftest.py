@@ -148,3 +148,23 @@ def second(tmp_path_factory):
     done, refusal = run(place, *TARGETS)
     assert first.wait() == 0, (place / "first.txt").read_text()
     return Second(place, time.monotonic() - begin, contents(place), not done, refusal)
+
+
+@pytest.fixture(scope="session")
+def pythia(tmp_path_factory):
+    from hub_files import pythia_files
+
+    return pythia_files(tmp_path_factory.mktemp("pythia"))
+
+
+@pytest.fixture
+def hub(pythia):
+    from hub_files import BOOKS, PG19, PYTHIA, WIKITEXT, parquet, wikitext_files
+    from hub_server import Hub
+
+    with Hub() as hub:
+        hub.add("models", PYTHIA["repo"], pythia, PYTHIA["revision"])
+        hub.add("datasets", WIKITEXT["repo"], wikitext_files(), WIKITEXT["revision"])
+        books = {"data/test-00000-of-00001-29a571947c0b5ccc.parquet": parquet(text=BOOKS, url=["a", "b"])}
+        hub.add("datasets", PG19["repo"], {"README.md": b"# PG19", **books}, PG19["revision"])
+        yield hub

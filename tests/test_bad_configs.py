@@ -1,6 +1,5 @@
 """Wrong configs: every fault of each stands in one report, a line each with key, value, rule and remedy."""
 
-import json
 import random
 import re
 from copy import deepcopy
@@ -9,47 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from changed_config import ABSENT, CONFIG, changed, path_source, report
+from project import ROOT
 
-from streamlm import experiment
-from streamlm.compression import ContextConfig
-from streamlm.config import method_geometry
-from streamlm.config_check import SCHEMA, check_config, warn_beyond_training
-from streamlm.decode_comparison import DecodeConfig
+from streamlm.config_check import SCHEMA, check_config
 from streamlm.faults import check_syntax, describe
-from streamlm.latency import LatencyConfig
-from streamlm.stats import BootstrapConfig
 
-ROOT = Path(__file__).parent.parent
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-ABSENT = object()
-LINE = re.compile(r"  .+: .+; .+")  # key: value and rule; remedy
 PACKAGE = CONFIG["corpora"]["pg19"]["source"]
-
-
-def changed(config, edits):
-    """Return a copy of a config with other values at some places, each a/b/c, or without them."""
-    config = deepcopy(config)
-    for place, value in edits.items():
-        *parents, last = place.split("/")
-        section = config
-        for key in parents:
-            section = section[key]
-        section[last] = value
-        if value is ABSENT:
-            del section[last]
-    return config
-
-
-def report(config, files=()):
-    """Return the lines of the report on a wrong config."""
-    with pytest.raises(ValueError) as caught:
-        check_config(config, files)
-    head, *lines = str(caught.value).split("\n")
-    assert head == "the config has faults:"
-    assert all(LINE.fullmatch(line) for line in lines), lines
-    return [line.strip() for line in lines]
 
 
 def assert_reported(config, expected):
@@ -70,10 +35,6 @@ def hub_text(**more):
     """The source of a text of a hub."""
     fixed = {"config": None, "split": "test", "column": "text", "rows": None, "format": "text"}
     return hub_model()["source"] | fixed | more
-
-
-def path_source(path, **more):
-    return {"kind": "path", "format": "text", "path": path, **more}
 
 
 # What is changed, and what the lines of the report are: " ... " stands for anything, and is at every end.
@@ -359,148 +320,6 @@ def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
     assert_reported(changed(CONFIG, edits), expected)
 
 
-def places(config, here=()):
-    """Yield the place of every section, value and item."""
-    parts = config.items() if isinstance(config, dict) else enumerate(config)
-    for key, part in parts:
-        yield (*here, key)
-        if isinstance(part, (dict, list)):
-            yield from places(part, (*here, key))
-
-
-def parent_of(config, place):
-    for key in place[:-1]:
-        config = config[key]
-    return config
-
-
-@pytest.mark.parametrize("wrong", [3.25, date(2024, 2, 29), {"a": "b"}, [[None]]], ids=str)
-def test_wrong_type_anywhere_is_one_line_about_it(wrong):
-    tried = 0
-    for place in places(CONFIG):
-        config = deepcopy(CONFIG)
-        parent = parent_of(config, place)
-        if place == ("bootstrap", "confidence") or isinstance(parent[place[-1]], type(wrong)):
-            continue  # a number has its own limits, sections and lists their own faults
-        parent[place[-1]] = wrong
-        lines = [line for line in report(config) if not line.startswith("comparison.capacity: 256 must be")]
-        assert len(lines) == 1
-        assert lines[0].startswith(".".join(map(str, place)) + ": ")
-        tried += 1
-    assert tried > 80
-
-
-def test_misspelt_key_anywhere_is_named_with_what_is_meant():
-    tried = 0
-    for place in places(CONFIG):
-        config = deepcopy(CONFIG)
-        parent, key = parent_of(config, place), place[-1]
-        if isinstance(parent, dict) and place[:-1] not in (("models",), ("corpora",)) and key != "kind":
-            parent[f"{key}x"] = parent.pop(key)
-            name = ".".join(map(str, place))
-            lines = report(config)
-            assert any(
-                line.startswith(f"{name}x: ") and f" unknown key; did you mean {key}? known are " in line
-                for line in lines
-            )
-            missing = [line for line in lines if "is missing" in line]
-            assert len(missing) == 1
-            assert f"{key!r} is missing; " in missing[0]
-            tried += 1
-    assert tried > 60
-
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 40),
-    st.integers(-(2**70), 2**70),
-    st.sampled_from([128, 256, 512, 1028, 4096, 10**12]),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(
-        ["auto", "cuda:0", "1e3", "float16", "path", "package", "text", "README.md", "pg19", "tests"]
-    ),
-    st.sampled_from(["RandomPress(seed={[]: 1})", "KnormPress\0", "SnapKVPress(**x)", "StreamingLLMPress()"]),
-    st.dates(),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4),
-    max_leaves=8,
-)  # fmt: skip
-
-
-@st.composite
-def mutants(draw):
-    """Draw a config of which some parts are replaced, deleted, renamed, or added to."""
-    config = deepcopy(CONFIG)
-    if draw(st.booleans()):
-        for corpus in config["corpora"].values():
-            corpus["source"] = path_source("README.md")
-    for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.sampled_from(list(places(config)) or [None]))
-        if place is None:
-            break
-        parent, key = parent_of(config, place), place[-1]
-        match draw(st.sampled_from(["size", "replace", "borrow", "delete", "rename", "insert"])):
-            case "size" if type(parent[key]) is int:
-                parent[key] = draw(st.integers(1, 5000))
-            case "replace" | "size":
-                parent[key] = draw(VALUES)
-            case "borrow":
-                other = draw(st.sampled_from(list(places(config))))
-                parent[key] = deepcopy(parent_of(config, other)[other[-1]])
-            case "delete":
-                del parent[key]
-            case "rename" if isinstance(parent, dict):
-                parent[draw(st.text(max_size=6) | st.integers())] = parent.pop(key)
-            case _ if isinstance(parent, dict):
-                parent[draw(st.text(max_size=6))] = draw(VALUES)
-            case _:
-                parent.append(draw(VALUES))
-    return config
-
-
-def plan_everything(config):
-    """Plan an experiment as the workflow does, and take its settings as the library does."""
-    runs = experiment.plan_runs(config)
-    points = [*experiment.window_ablation(config), *experiment.sink_ablation(config)]
-    labels = {experiment.run_label(*point) for point in points}
-    labels |= {*experiment.method_labels(config).values(), *experiment.long_stream_labels(config)}
-    assert labels == runs.keys()
-    for run in runs.values():
-        options = {key: run["options"][key] for key in ("method", "n_sink", "window_size")}
-        method_geometry(**options, n_tokens=run["max_eval_tokens"])
-    for method, n_sink in experiment.latency_sides(config):
-        for capacity in config["decoding_latency"]["capacities"]:
-            assert experiment.latency_label(method, capacity, n_sink)
-            assert n_sink < capacity
-    compared = experiment.plan_comparison(config)
-    assert all(len(label) < 200 for label in [*runs, *compared])
-    LatencyConfig(**experiment.latency_settings(config))
-    ContextConfig(**experiment.compared_contexts(config))
-    DecodeConfig(**experiment.compared_decoding(config))
-    BootstrapConfig(**config["bootstrap"])
-    experiment.model_files(config, config["experiment"]["model"])
-    titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
-    assert len(set(titles)) == len(titles)
-    assert all(LINE.fullmatch(f"  {line}") for line in warn_beyond_training(config))
-
-
-@settings(max_examples=150)
-@given(config=mutants())
-def test_any_config_is_planned_or_refused_in_lines(config):
-    config = yaml.load(yaml.dump(config), yaml.FullLoader)  # as a file would give it
-    try:
-        check_config(config)
-    except ValueError:
-        report(config)
-    else:
-        plan_everything(config)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -534,40 +353,3 @@ def test_keys_written_twice_are_named_with_their_lines(tmp_path):
         f"a.n: written twice in {file}, lines 2 and 4; keep one of them",
         f"a: written twice in {file}, lines 1 and 6; keep one of them",
     ]
-
-
-@pytest.mark.parametrize(
-    ("described", "lines"),
-    [
-        (
-            {"max_position_embeddings": 512},
-            ["experiment: a cache of 2052 tokens is beyond the 512 that", "dec"],
-        ),
-        ({"text_config": {"max_position_embeddings": 3000}}, ["decoding_latency: a cache of 4096 tokens is"]),
-        ({"max_position_embeddings": 4096}, []),
-        ({}, []),
-        ([], []),
-        (None, []),
-    ],
-)
-def test_windows_beyond_the_model_are_warned_about_and_not_refused(tmp_path, described, lines):
-    (tmp_path / "config.json").write_text(json.dumps(described))
-    source = {"kind": "path", "path": str(tmp_path)}
-    config = changed(CONFIG, {"models/smollm2-135m-instruct/source": source})
-    check_config(config)
-    found = list(warn_beyond_training(config))
-    assert len(found) == len(lines)
-    assert all(line.startswith(begin) for line, begin in zip(found, lines, strict=True))
-
-
-def test_long_run_beyond_the_model_is_warned_about(tmp_path):
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192}')
-    source = {"kind": "path", "path": str(tmp_path)}
-    edits = {"models/smollm2-135m-instruct/source": source, "decoding_latency/long_run/capacity": 9000}
-    (line,) = warn_beyond_training(changed(CONFIG, edits))
-    assert line.startswith("decoding_latency: a cache of 9000 tokens is beyond the 8192 that smollm2")
-
-
-def test_model_that_is_not_there_yet_gives_no_warning():
-    source = {"kind": "path", "path": "no/such/folder"}
-    assert not list(warn_beyond_training(changed(CONFIG, {"models/smollm2-135m-instruct/source": source})))

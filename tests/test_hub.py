@@ -1,8 +1,6 @@
 """The hub path, without the internet: the real clients fetch from `hub_server`, each in its own process."""
 
-import io
 import json
-import os
 import random
 import re
 import shutil
@@ -11,112 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from conftest import tiny_neox
-from hub_server import Fault, Hub
-from project import ROOT, copy_project
-from safetensors.torch import load_file, save_file
+from command import only_line
+from hub_files import ARTICLES, BOOKS, PG19, PYTHIA, WIKITEXT, environment, parquet, wikitext_files
+from hub_server import Fault
+from project import ROOT
 from test_gguf import random_weights, write_gguf
-from tiny_model import write_tiny_model
 from transformers import AutoModelForCausalLM
 
 from streamlm.data import read_sample
 from streamlm.models import load_model
 
-EXPERIMENT = yaml.safe_load((ROOT / "configs" / "pythia-70m.yaml").read_text())
-PYTHIA = EXPERIMENT["models"]["pythia-70m"]["source"]
-WIKITEXT = EXPERIMENT["corpora"]["wikitext-103"]["source"]
-PG19 = EXPERIMENT["corpora"]["pg19-book"]["source"]
-PARTS_OF = ("test", "train")
 REMEDIES = ("HF_ENDPOINT", "HF_HOME", "default experiment")
-BOOKS = ["The first book.\n\nIts second paragraph. " * 300, "The second book. " * 300]
-
-
-def prose(seed, words):
-    return " ".join(random.Random(seed).choices(["attention", "sink", "window", "cache", "token"], k=words))
-
-
-ARTICLES = {f"Article {n}": f" = Article {n} = \n\n {prose(n, 60)} \n\n = = Part = = \n\n {prose(-n, 200)} \n"
-            for n in range(1, 6)}  # fmt: skip
-
-
-def parquet(**columns):
-    """Return the bytes of a parquet file with a row group for every row."""
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, row_group_size=1, compression="none")
-    return file.getvalue()
-
-
-def wikitext_files():
-    """Return files laid out as those of Salesforce/wikitext."""
-    lines = [""] + [line + "\n" if line else "" for text in ARTICLES.values() for line in text.split("\n")]
-    configs = [
-        {
-            "config_name": name,
-            "data_files": [{"split": part, "path": f"{name}/{part}-*"} for part in PARTS_OF],
-        }
-        for name in ("wikitext-103-raw-v1", "wikitext-103-v1")
-    ]
-    file = "wikitext-103-v1/test-00000-of-00001.parquet"
-    one_group = io.BytesIO()
-    pq.write_table(pa.table({"text": lines}), one_group)
-    return {
-        "README.md": f"---\n{yaml.safe_dump({'configs': configs})}---\n# WikiText\n".encode(),
-        file: one_group.getvalue(),
-        file.replace("test", "train"): parquet(text=["never fetched"]),
-    }
-
-
-def pythia_files(folder):
-    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers beside the weights."""
-    write_tiny_model(folder, make=tiny_neox, max_position_embeddings=2048)
-    weights = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
-    for layer in range(2):
-        attention = f"gpt_neox.layers.{layer}.attention"
-        weights[f"{attention}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
-        weights[f"{attention}.masked_bias"] = torch.tensor(-1e9)
-        weights[f"{attention}.rotary_emb.inv_freq"] = 10_000.0 ** (-torch.arange(0, 4, 2) / 4)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    del config["rope_parameters"], config["dtype"]
-    config |= {"rotary_pct": 0.5, "rotary_emb_base": 10_000, "torch_dtype": "float16"}
-    (folder / "config.json").write_text(json.dumps(config))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["tokenizer_class"] = "GPTNeoXTokenizer"
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return {file.name: file.read_bytes() for file in folder.iterdir()} | {
-        "README.md": b"# Pythia", "pytorch_model.bin": b"pickle", "onnx/model.safetensors": b"another",
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pythia(tmp_path_factory):
-    return pythia_files(tmp_path_factory.mktemp("pythia"))
-
-
-@pytest.fixture
-def hub(pythia):
-    with Hub() as hub:
-        hub.add("models", PYTHIA["repo"], pythia, PYTHIA["revision"])
-        hub.add("datasets", WIKITEXT["repo"], wikitext_files(), WIKITEXT["revision"])
-        books = {"data/test-00000-of-00001-29a571947c0b5ccc.parquet": parquet(text=BOOKS, url=["a", "b"])}
-        hub.add("datasets", PG19["repo"], {"README.md": b"# PG19", **books}, PG19["revision"])
-        yield hub
-
-
-def environment(hub, place, **changes):
-    return {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"),
-        "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0", **changes,
-    }  # fmt: skip
-
-
 MODEL = """
 from pathlib import Path
 from streamlm.hub import fetch_model
@@ -150,12 +55,6 @@ def fetched(hub, place, program, source, **changes):
     if program == MODEL:
         return place / "data" / "models" / "pythia-70m"
     return read_sample(place / SAMPLE)
-
-
-def only_line(done, status=1):
-    assert done.returncode == status
-    (line,) = done.stderr.splitlines()
-    return line
 
 
 def survivors(place):
@@ -377,103 +276,3 @@ def test_no_option_lets_code_of_a_hub_run():
             text = file.read_text().replace("trust_remote_code=False", "")
             assert "trust_remote_code" not in text, file
             assert "pickle.load" not in text, file
-
-
-def streamlm(hub, place, *args, **changes):
-    return subprocess.run(
-        [sys.executable, "-c", "from streamlm.cli import main; main()", *map(str, args)],
-        cwd=place, env=environment(hub, place, **changes), capture_output=True, text=True,
-    )  # fmt: skip
-
-
-def test_command_takes_hub_ids(hub, tmp_path):
-    done = streamlm(
-        hub, tmp_path, "evaluate", "--model-name", PYTHIA["repo"], "--dataset-name", WIKITEXT["repo"],
-        "--dataset-config", "wikitext-103-v1", "--max-samples", 2, "--n-sink", 2, "--window-size", 30,
-        "--output", "record.json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "record.json").read_text())
-    assert record["model"] == PYTHIA["repo"]
-    assert record["dataset"] == "Salesforce/wikitext wikitext-103-v1 test"
-    texts = [text.strip() for text in list(ARTICLES.values())[:2]]
-    assert record["tokens"]["count"] == len("\n\n".join(texts).encode())  # a token a byte
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--model-name", "org/gone"], "no folder org/gone, and of the hub: cannot fetch org/gone at main"),
-        (["--model-name", PYTHIA["repo"] + "@v9"], "404 Not Found for .*v9"),
-    ],
-)  # fmt: skip
-def test_mistake_at_the_command_is_one_line(hub, tmp_path, args, message):
-    done = streamlm(
-        hub, tmp_path, "evaluate", "--model-name", PYTHIA["repo"], "--dataset-name", "wikitext", *args
-    )
-    assert re.search(message, only_line(done)), done.stderr
-
-
-def test_config_of_a_data_set_that_is_not_on_a_hub_is_refused(hub, tmp_path):
-    (tmp_path / "model").mkdir()
-    done = streamlm(
-        hub, tmp_path, "evaluate", "--model-name", "model", "--dataset-name", "wikitext",
-        "--dataset-config", "x",
-    )  # fmt: skip
-    assert "--dataset-config is of a data set on a hub; give its id" in only_line(done, status=2)
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A copy of the project, in which `snakemake` runs the hub's experiment, at sizes for a test."""
-    copy_project(tmp_path)
-    small = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
-    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison")}
-    names = {"model": "pythia-70m", "corpora": ["wikitext-103", "pg19-book"]}
-    sizes["experiment"] = small["experiment"] | names
-    del sizes["comparison"]["presses"]
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(sizes))
-    return tmp_path
-
-
-def snakemake(hub, place, *targets):
-    variables = environment(hub, place)
-    del variables["PYTHONPATH"]
-    configs = ["--configfile", "configs/pythia-70m.yaml", "small.yaml"]
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *targets, *configs],
-        cwd=place, env=variables, capture_output=True, text=True,
-    )  # fmt: skip
-
-
-def test_failing_fetch_of_the_workflow_shows_one_line_and_a_second_run_goes_on(hub, project):
-    hub.faults.append(Fault(500, "/api/models/"))
-    done = snakemake(hub, project, "data/models/pythia-70m")
-    log = (project / "results/pythia-70m/logs/fetch_model/pythia-70m.log").read_text()
-    assert done.returncode == 1
-    assert len(log.splitlines()) == 1
-    assert log in done.stdout + done.stderr
-    assert re.search("cannot fetch EleutherAI/pythia-70m at .*: 500 Internal Server Error", log)
-    assert not list((project / "data").rglob("*pythia*"))
-    hub.faults.clear()
-    assert snakemake(hub, project, "data/models/pythia-70m").returncode == 0
-
-
-@pytest.mark.slow
-@pytest.mark.kvpress
-def test_experiment_of_the_hub_runs_end_to_end(hub, project):
-    done = snakemake(hub, project, "all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = project / "results" / "pythia-70m"
-    for corpus, title in (("wikitext-103", "WikiText-103 test"), ("pg19-book", "PG19 test, first book")):
-        record = json.loads((results / f"streaming_llm/{corpus}_result.json").read_text())
-        assert (record["model"], record["dataset"]) == ("Pythia-70M", title)
-        assert np.isfinite(record["streaming"]["perplexity"])
-        sample = read_sample(project / f"data/{corpus}/sample.json")
-        assert sample.source["commit"] == EXPERIMENT["corpora"][corpus]["source"]["revision"]
-    assert len(read_sample(project / "data/pg19-book/sample.json").documents) == 1
-    comparison = json.loads((results / "kvpress/wikitext-103_comparison.json").read_text())
-    assert "SnapKVPress" in json.dumps(comparison)
-    assert (results / "figures/implementation_comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert not list((project / "data").glob("models/smollm2*"))
-    assert "Nothing to be done" in snakemake(hub, project, "all").stderr
