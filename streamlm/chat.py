@@ -92,7 +92,7 @@ class ChatTemplate:
         system = whole.removesuffix(turn) if whole.endswith(turn) else ""
         if self.start and not system:  # some templates put it into the first turn of the user
             told = self.start[0]["content"].strip()
-            system = whole[: whole.find(told) + len(told)]
+            system = whole[: whole.index(told) + len(told)] if told in whole else ""  # some leave it out
         return max(LEAST_SINKS, len(self._encode(system)))
 
 

@@ -168,6 +168,7 @@ def _plot_ablation(
         lower.set(title="Change against dense, paired token by token", ylabel="change of perplexity, %")
         for axes in (upper, lower):
             axes.set_xticks([*places.values()], [*map(str, places)])
+            # Wider on the left, where what is off scale is written.
             axes.set(xlabel=x[1], xlim=(min(places.values()) - 0.75, max(places.values()) + 0.5))
         _scale_perplexity(upper)
     handles: list[Artist] = [Line2D([], [], **looks[value], label=line[1].format(value)) for value in looks]

@@ -12,8 +12,9 @@ BLOCKS = 16  # of a weight's rows; more threads than these find no work
 class SplitLinear(nn.Linear):
     """`nn.Linear`, which computes few rows as a batch of products with blocks of the weight.
 
-    MKL multiplies a matrix by a vector or a few on one thread, and a batch of such products on all. It is the
-    same arithmetic: every output is the product of one row of the weight.
+    MKL multiplies a matrix by a vector or a few on one thread, and a batch of such products on all (seen with
+    oneMKL 2024.2 on an AMD EPYC; benchmarks/decoding.txt has what it gains). It is the same arithmetic: every
+    output is the product of one row of the weight.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -76,6 +76,14 @@ def test_sinks_hold_a_system_prompt_that_stands_in_the_first_turn():
     assert tokenizer.decode(template.opening("Hi")[: template.n_sink()]) == "[INST]Speak like a pirate."
 
 
+def test_system_prompt_that_a_template_leaves_out_asks_for_no_sinks():
+    leaves_out = (
+        "{% for message in messages if message.role != 'system' %}[{{ message.role }}]"
+        "{{ message.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert ChatTemplate(chat_tokenizer(leaves_out), "Speak like a pirate.").n_sink() == 4
+
+
 @pytest.mark.parametrize(
     ("chat_template", "message"),
     [

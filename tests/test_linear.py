@@ -62,8 +62,10 @@ def test_only_few_rows_of_full_precision_are_split(n_rows, dtype, split):
 
 @with_mkl
 def test_a_model_that_is_read_splits_its_linear_layers_and_keeps_their_weights(tmp_path):
-    MODELS["llama"]().save_pretrained(tmp_path)
+    written = MODELS["llama"]()
+    written.save_pretrained(tmp_path)
     model = read_model(tmp_path, dtype=torch.float32, device="cpu")
+    assert_close(model.state_dict(), written.state_dict(), rtol=0, atol=0)
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     assert {type(module) for module in linears} == {SplitLinear}
     assert model.get_output_embeddings() in linears
