@@ -44,8 +44,8 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 	touch $@
 
 test-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests/test_attention.py tests/test_cache.py tests/test_families.py \
-		tests/test_models.py tests/test_perplexity.py tests/test_capture.py tests/test_linear.py
+	$(LATEST)/bin/python -m pytest tests/test_attention.py tests/test_sink_cache.py tests/test_families.py \
+		tests/test_models.py tests/test_perplexity.py tests/test_cuda_graph.py tests/test_linear.py
 
 # The packaged model on real text: the ordering of the methods.
 test-slow: env

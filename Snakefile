@@ -8,9 +8,9 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from streamlm import experiment, preflight
-from streamlm.config_check import check_config, warn_beyond_training
-from streamlm.faults import check_syntax
+from streamlm.experiment import plan, preflight
+from streamlm.experiment.check import check_config, warn_beyond_training
+from streamlm.experiment.faults import check_syntax
 from streamlm.provenance import code_fingerprint
 
 try:

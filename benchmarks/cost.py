@@ -16,11 +16,11 @@ from tabulate import tabulate
 SCORING = Path(__file__).with_name("scoring.txt")
 N_TOKENS = 4_000_000
 BYTES = 2  # of a bfloat16
-QUERY_BLOCK = 128  # streamlm.attention.QUERY_BLOCK
-KEEP_EVERY = 8_192  # tokens between two checkpoints, streamlm.perplexity.KEEP_EVERY
+QUERY_BLOCK = 128  # streamlm.cache.attention.QUERY_BLOCK
+KEEP_EVERY = 8_192  # tokens between two checkpoints, streamlm.measure.perplexity.KEEP_EVERY
 WORKSPACE = 1e9  # bytes of a pass of 1,024 tokens beside weights and cache, assumed
 USED = 0.4  # share of a GPU's peak that matrix products reach, assumed
-# Moved per head, query and key by streamlm.attention.attend: products, mask, softmax in float32.
+# Moved per head, query and key by streamlm.cache.attention.attend: products, mask, softmax in float32.
 SCORE_BYTES = 24
 
 

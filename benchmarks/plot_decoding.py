@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.plotting import DENSE_LOOK, LINE_LOOKS, PAGE, SMALL, STYLE
+from streamlm.figures.style import DENSE_LOOK, LINE_LOOKS, PAGE, SMALL, STYLE
 
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 

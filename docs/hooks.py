@@ -20,11 +20,11 @@ def on_files(files, config):
     others = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in named)
     config.nav += others
     reference = []
-    for module in sorted(Path("streamlm").glob("[!_]*.py")):
-        page = f"reference/{module.stem}.md"
-        text = f"# streamlm.{module.stem}\n\n::: streamlm.{module.stem}\n"
-        files.append(File.generated(config, page, content=text))
-        reference.append({module.stem: page})
+    for module in sorted(Path("streamlm").rglob("[!_]*.py")):
+        name = ".".join(module.with_suffix("").parts)
+        page = f"reference/{name}.md"
+        files.append(File.generated(config, page, content=f"# {name}\n\n::: {name}\n"))
+        reference.append({name.removeprefix("streamlm."): page})
     config.nav.append({"Reference": reference})
 
 

@@ -1,8 +1,8 @@
-"""Frozen settings: the geometry of the cache, and the methods, which differ in nothing else."""
+"""Frozen settings: the geometry of the cache, the methods, and what a measurement computes with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-METHODS = ("dense", "window", "recompute", "streaming")
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,9 @@ class StreamConfig:
                 f"window_size must be >= 1, got {self.window_size}; the window counts the current token"
             )
 
+    def __str__(self) -> str:
+        return f"{self.n_sink}+{self.window_size}"
+
     @property
     def capacity(self) -> int:
         """Tokens held once the cache is full."""
@@ -35,20 +38,98 @@ class StreamConfig:
         return StreamConfig(n_sink=n_sink, window_size=min(self.window_size, n_tokens - n_sink))
 
 
-def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -> StreamConfig:
-    """Return the cache geometry of a method at equal memory, for a stream of `n_tokens`.
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What a measurement computes with, by name: the section `compute` of a config."""
 
-    ``streaming`` is n_sink + window_size; ``window`` and ``recompute`` have the same capacity and no sinks;
-    ``dense`` keeps everything.
+    dtype: str = "float32"  # a torch floating-point type
+    device: str = "auto"  # a torch device; "auto" is CUDA when present, else the CPU
+    torch_threads: int | str = "auto"  # of CPU arithmetic; "auto" is every core
+
+
+Geometry = Callable[[StreamConfig, int], StreamConfig]
+
+
+def as_asked(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
+    """Return the geometry that was asked for."""
+    return cfg
+
+
+def without_sinks(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
+    """Return a plain window of equal capacity."""
+    return StreamConfig(n_sink=0, window_size=cfg.capacity)
+
+
+def everything(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
+    """Return a window as long as the text."""
+    return StreamConfig(n_sink=0, window_size=max(n_tokens, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to treat the cache.
+
+    How its losses are computed is in `measure.scorers.SCORERS`: under its own geometry, unless it is named there.
+    """
+
+    name: str  # in configs, records and file names
+    title: str  # in tables and figures
+    geometry: Geometry  # (asked, tokens of the text) -> what is kept at equal memory
+    cost: str  # of attention over T tokens with C entries kept; figure 1 of arXiv:2309.17453
+    color: str
+    marker: str
+    linestyle: Any  # of matplotlib
+    hatch: str
+    is_timed: bool = False  # whether `measure.decoders` can decode with it
+    # (query positions, key positions, asked, tokens) -> which keys are drawn as seen; None: by the geometry
+    sketch: Callable[[Any, Any, StreamConfig, int], Any] | None = None
+
+    def kept(self, cfg: StreamConfig) -> str:
+        """Return what it keeps of a geometry as it stands in tables: "all" or sinks + window."""
+        return "all" if self.geometry is everything else str(cfg)
+
+
+def _last_window(query: Any, key: Any, cfg: StreamConfig, n_tokens: int) -> Any:
+    """Return the window that is computed from scratch for the last token."""
+    return (key <= query) & (key >= n_tokens - cfg.capacity)
+
+
+# In the order of tables and figures. Colours of Okabe and Ito, which colour-blind readers can tell apart.
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            name="dense", title="dense", geometry=everything, cost="O(T²)", is_timed=True,
+            color="#777777", marker="D", linestyle="--", hatch="",
+        ),
+        Method(
+            name="window", title="window only", geometry=without_sinks, cost="O(TC)", is_timed=True,
+            color="#e69f00", marker="^", linestyle="-.", hatch="////",
+        ),
+        Method(
+            name="recompute", title="window with re-computation", geometry=without_sinks, cost="O(TC²)",
+            is_timed=True, sketch=_last_window, color="#009e73", marker="s", linestyle=(0, (1, 1)),
+            hatch="xxxx",
+        ),
+        Method(
+            name="streaming", title="streaming (sinks + window)", geometry=as_asked, cost="O(TC)",
+            is_timed=True, color="#0072b2", marker="o", linestyle="-", hatch="....",
+        ),
+    )
+}  # fmt: skip
+
+
+def find_method(name: str) -> Method:
+    """Return the method of this name.
 
     Raises:
-        ValueError: if the method is unknown or a size is out of range.
+        ValueError: if there is none.
     """
-    cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
-    if method == "streaming":
-        return cfg
-    if method in ("window", "recompute"):
-        return StreamConfig(n_sink=0, window_size=cfg.capacity)
-    if method == "dense":
-        return StreamConfig(n_sink=0, window_size=max(n_tokens, 1))
-    raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -> StreamConfig:
+    """Return the cache geometry of a method at equal memory, for a stream of `n_tokens`."""
+    return find_method(method).geometry(StreamConfig(n_sink=n_sink, window_size=window_size), n_tokens)

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from streamlm import FRONT_DOOR
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("streamlm", "torch", "transformers", "tokenizers", "numpy")
 
@@ -28,9 +30,20 @@ def code_fingerprint(script: Path | str) -> list[str]:
         file = pending.pop()
         if file not in found:
             found[file], modules = _read_code(file.read_text(encoding="utf-8"))
-            files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in modules)
-            pending.extend(file for file in files if file.is_file())
+            pending.extend(file for name in modules for file in _files_of(name))
     return sorted(f"{os.path.relpath(file, ROOT)} {digest}" for file, digest in found.items())
+
+
+def _files_of(name: str) -> list[Path]:
+    """Return the files that an import of `name` executes: its module, and the wings above it.
+
+    Of `streamlm/__init__.py`, which loads nothing by itself, a name of the front door leads to its module.
+    """
+    package, _, attribute = name.rpartition(".")
+    path = ROOT.joinpath(*FRONT_DOOR.get(attribute if package == "streamlm" else "", name).split("."))
+    wings = [path, *path.parents][: len(path.relative_to(ROOT).parts) - 1]
+    files = [path.with_suffix(".py"), *(wing / "__init__.py" for wing in wings)]
+    return [file for file in files if file.is_file()]
 
 
 @cache  # most scripts import the same modules

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from project import ROOT
 
-from streamlm.config_check import check_config
+from streamlm.experiment.check import check_config
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 ABSENT = object()

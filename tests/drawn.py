@@ -11,7 +11,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.text import Text
 
-from streamlm.table_files import write_table
+from streamlm.figures.table_files import write_table
 
 
 def bars(axes):

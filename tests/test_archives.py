@@ -7,7 +7,7 @@ import tempfile
 import pytest
 from conftest import make_tar, make_zip
 
-from streamlm.archives import extract_members, fetch_archive
+from streamlm.sources.archives import extract_members, fetch_archive
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from streamlm.attention import attend, plan_stream, stream_attention, streaming_mask
+from streamlm.cache.attention import attend, plan_stream, stream_attention, streaming_mask
 from streamlm.config import StreamConfig
-from streamlm.rope import Rotary, rotate, rotation
+from streamlm.cache.rope import Rotary, rotate, rotation
 
 HEAD_DIM = 8
 

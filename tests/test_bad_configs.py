@@ -11,8 +11,8 @@ import yaml
 from changed_config import ABSENT, CONFIG, changed, path_source, report
 from project import ROOT
 
-from streamlm.config_check import SCHEMA, check_config
-from streamlm.faults import check_syntax, describe
+from streamlm.experiment.check import SCHEMA, check_config
+from streamlm.experiment.faults import check_syntax, describe
 
 PACKAGE = CONFIG["corpora"]["pg19"]["source"]
 

@@ -17,11 +17,11 @@ import torch
 from conftest import tiny_llama, use_float64_angles
 from tiny_model import CHATML, byte_tokenizer, chat_tokenizer, write_tiny_model
 
-from streamlm.cache import SinkCache
-from streamlm.chat import ChatTemplate, Conversation
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.generate.chat import ChatTemplate, Conversation
 from streamlm.commands.session import caught_interrupt, split_rows
-from streamlm.generation import Sampling
-from streamlm.models import prepare
+from streamlm.generate.sampling import Sampling
+from streamlm.cache.models import prepare
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
@@ -120,7 +120,7 @@ def conversation():
 @pytest.fixture
 def fed(monkeypatch):
     """Every token that a conversation feeds, in order."""
-    from streamlm import chat
+    from streamlm.generate import chat
 
     ids, read = [], chat.read_tokens
 
@@ -174,7 +174,7 @@ def test_answer_of_full_length_is_closed_by_the_next_turn(conversation, fed):
 
 @pytest.mark.parametrize("passes", [0, 1, 2, 9])
 def test_stopped_turn_is_read_whole_before_the_next(conversation, fed, passes, monkeypatch):
-    monkeypatch.setattr("streamlm.chat.CHUNK", 16)
+    monkeypatch.setattr("streamlm.generate.chat.CHUNK", 16)
     script(conversation, "An answer that is cut short")
     left = iter([False] * passes)
     shown = "".join(conversation.ask("A question of more than one pass.", lambda: next(left, True)))

@@ -13,7 +13,7 @@ from tiny_model import write_tiny_model
 
 from streamlm.commands.look import FIGURES
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import collect_ablation
+from streamlm.summaries.main import collect_ablation
 
 PROSE = "Attention sinks keep a stream of text steady. " * 12
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from changed_config import CONFIG, changed
 
-from streamlm.config_check import check_config, warn_beyond_training
+from streamlm.experiment.check import check_config, warn_beyond_training
 
 
 @pytest.mark.parametrize(

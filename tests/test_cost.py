@@ -6,11 +6,11 @@ from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost
-from streamlm.attention import QUERY_BLOCK
+from streamlm.cache.attention import QUERY_BLOCK
 from streamlm.config import StreamConfig
-from streamlm.models import prepare
-from streamlm.perplexity import KEEP_EVERY
-from streamlm.scoring import score_stream
+from streamlm.cache.models import prepare
+from streamlm.measure.perplexity import KEEP_EVERY
+from streamlm.measure.scoring import score_stream
 
 PUBLISHED = {  # parameters
     "SmolLM2-135M": 134_515_008,

@@ -18,9 +18,9 @@ from project import ROOT, copy_project
 from tiny_model import write_tiny_model
 
 import streamlm
-from streamlm.config_check import check_config
-from streamlm.data import write_sample
-from streamlm.text import Document
+from streamlm.experiment.check import check_config
+from streamlm.sources.corpus import write_sample
+from streamlm.sources.documents import Document
 
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 

@@ -24,16 +24,16 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from streamlm.attention import streaming_mask
+from streamlm.cache.attention import streaming_mask
 from streamlm.config import StreamConfig
-from streamlm.figures import (
+from streamlm.figures.main import (
     plot_ablation_n_sink,
     plot_ablation_window_size,
     plot_main_comparison,
     plot_results_summary,
 )
-from streamlm.perplexity import measure_perplexity
-from streamlm.plotting import (
+from streamlm.measure.perplexity import measure_perplexity
+from streamlm.figures.style import (
     BAR_LOOKS,
     HATCHES,
     LINE_LOOKS,
@@ -44,10 +44,10 @@ from streamlm.plotting import (
     save_figures,
 )
 from streamlm.records import write_array, write_json
-from streamlm.scheme_figure import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
+from streamlm.figures.schemes import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows
-from streamlm.tables import scheme_rows
+from streamlm.summaries.main import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows
+from streamlm.figures.tables import scheme_rows
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
@@ -382,7 +382,7 @@ def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
 
 
 def test_import_loads_no_model_library_and_no_pyplot():
-    code = "import sys, streamlm.figures; print(*sys.modules)"
+    code = "import sys, streamlm.figures.main; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "matplotlib.pyplot"} & set(modules.split())
     assert "matplotlib.figure" in modules.split()

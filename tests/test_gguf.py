@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from streamlm.gguf import build_tokenizer, convert_gguf
+from streamlm.sources.gguf import build_tokenizer, convert_gguf
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["h e", "l l", "Ġ w", "1 9"]  # the last can never apply where every digit stands alone

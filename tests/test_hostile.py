@@ -21,14 +21,14 @@ from small_run import RESULTS, TARGETS, contents, run
 from test_archives import pinned, wheel  # noqa: F401, a fixture
 from tiny_model import write_tiny_model
 
-from streamlm.archives import fetch_archive
-from streamlm.checkpoint import Checkpoint
-from streamlm.data import extract_documents
-from streamlm.gguf import convert_model
-from streamlm.models import read_model
-from streamlm.perplexity import measure_perplexity
-from streamlm.plotting import save_figure
-from streamlm.preflight import file_marks
+from streamlm.sources.archives import fetch_archive
+from streamlm.measure.checkpoint import Checkpoint
+from streamlm.sources.corpus import extract_documents
+from streamlm.sources.gguf import convert_model
+from streamlm.cache.models import read_model
+from streamlm.measure.perplexity import measure_perplexity
+from streamlm.figures.style import save_figure
+from streamlm.experiment.preflight import file_marks
 from streamlm.records import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.stats import BootstrapConfig
 

@@ -18,22 +18,22 @@ from project import ROOT
 from test_gguf import random_weights, write_gguf
 from transformers import AutoModelForCausalLM
 
-from streamlm.data import read_sample
-from streamlm.models import load_model
+from streamlm.sources.corpus import read_sample
+from streamlm.cache.models import load_model
 
 REMEDIES = ("HF_ENDPOINT", "HF_HOME", "default experiment")
 MODEL = """
 from pathlib import Path
-from streamlm.hub import fetch_model
-from streamlm.hub_errors import one_line
+from streamlm.sources.hub import fetch_model
+from streamlm.sources.hub_errors import one_line
 with one_line():
     fetch_model({source}, Path("data/models/pythia-70m"), "Tiny Pythia")
 """
 TEXT = """
 from pathlib import Path
-from streamlm.data import write_sample
-from streamlm.hub_errors import one_line
-from streamlm.hub_texts import fetch_documents
+from streamlm.sources.corpus import write_sample
+from streamlm.sources.hub_errors import one_line
+from streamlm.sources.hub_texts import fetch_documents
 with one_line():
     documents, source = fetch_documents({source})
 write_sample(Path("data/text/sample.json"), "A text", source, documents)
@@ -268,7 +268,7 @@ def test_wrong_name_of_a_text_is_one_line(hub, tmp_path, files, change, message)
 
 def test_no_option_lets_code_of_a_hub_run():
     for file in [
-        *(ROOT / "streamlm").glob("*.py"),
+        *(ROOT / "streamlm").rglob("*.py"),
         *(ROOT / "workflow").rglob("*.*"),
         *(ROOT / "configs").iterdir(),
     ]:

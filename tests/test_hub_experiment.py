@@ -13,7 +13,7 @@ from hub_files import ARTICLES, EXPERIMENT, PYTHIA, WIKITEXT, environment
 from hub_server import Fault
 from project import ROOT, copy_project
 
-from streamlm.data import read_sample
+from streamlm.sources.corpus import read_sample
 
 
 def streamlm(hub, place, *args):

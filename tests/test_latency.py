@@ -10,11 +10,11 @@ from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
 from tiny_model import write_tiny_model
 
-from streamlm.cache import SinkCache
-from streamlm.decoders import make_decoder, measure_cache, time_steps
-from streamlm.latency import LatencyConfig, describe_times, measure_latency, measure_long_run
-from streamlm.latency_figures import plot_decoding_latency
-from streamlm.latency_summary import (
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
+from streamlm.measure.latency import LatencyConfig, describe_times, measure_latency, measure_long_run
+from streamlm.figures.latency import plot_decoding_latency
+from streamlm.summaries.latency import (
     LATENCY_HEADERS,
     check_timings,
     comparison_line,
@@ -25,8 +25,8 @@ from streamlm.latency_summary import (
     same_setting,
     speedups,
 )
-from streamlm.memory import held_bytes, measure_rise
-from streamlm.models import prepare
+from streamlm.measure.memory import held_bytes, measure_rise
+from streamlm.cache.models import prepare
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 100)
 AMOUNTS = LatencyConfig(warmup_tokens=1, timed_tokens=3, recompute_tokens=2, runs=4)

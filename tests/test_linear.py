@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from streamlm.linear import FEW_ROWS, SplitLinear, split_linears
-from streamlm.models import read_model
+from streamlm.cache.linear import FEW_ROWS, SplitLinear, split_linears
+from streamlm.cache.models import read_model
 
 with_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
 

@@ -7,14 +7,14 @@ import torch
 from test_chat import check_pieces
 from transformers import DynamicCache
 
-from streamlm import chat
-from streamlm.cache import SinkCache
-from streamlm.chat import ChatTemplate, Conversation
-from streamlm.compute import use_threads
-from streamlm.data import read_sample, read_tokenizer
-from streamlm.generation import Sampling
-from streamlm.models import load_model, read_model
-from streamlm.scoring import CHUNK
+from streamlm.generate import chat
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.generate.chat import ChatTemplate, Conversation
+from streamlm.measure.device import use_threads
+from streamlm.sources.corpus import read_sample, read_tokenizer
+from streamlm.generate.sampling import Sampling
+from streamlm.cache.models import load_model, read_model
+from streamlm.measure.scoring import CHUNK
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parent.parent / "data"

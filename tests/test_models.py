@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from streamlm.config import StreamConfig
-from streamlm.models import prepare
-from streamlm.scoring import score_stream
+from streamlm.cache.models import prepare
+from streamlm.measure.scoring import score_stream
 
 GEOMETRIES = {"n_sink": st.integers(0, 6), "window_size": st.integers(1, 24)}
 ORACLES = {"llama": reference.llama_losses, "neox": reference.neox_losses}

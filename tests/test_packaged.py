@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamlm.perplexity import measure_perplexity
+from streamlm.measure.perplexity import measure_perplexity
 from streamlm.stats import BootstrapConfig, paired_increase
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,7 @@
 import io
 import sys
 
-from streamlm import progress
+from streamlm.measure import progress
 
 
 class Screen(io.StringIO):

@@ -9,7 +9,9 @@ from small_run import RESULTS, TARGETS
 # What needs no measured time; the main comparison shows how long scoring took.
 DRAW = """
 import sys
-from streamlm import figures, plotting, records
+from streamlm import records
+from streamlm.figures import main as figures
+from streamlm.figures import style as plotting
 kind, record, target = sys.argv[1:]
 plotting.save_figure(target, getattr(figures, f"plot_{kind}")(records.read_record(record)))
 """

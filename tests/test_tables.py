@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from streamlm.table_files import LONG, as_text, escape_latex, write_table
-from streamlm.tables import TABLES, Table
+from streamlm.figures.table_files import LONG, as_text, escape_latex, write_table
+from streamlm.figures.tables import TABLES, Table
 
 ROOT = Path(__file__).parent.parent
 SPECIAL = r"50 % of A&B_{x} ~ #1 <$2> \ ^"

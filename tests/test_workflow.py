@@ -146,7 +146,7 @@ def test_every_record_says_what_made_it(finished):
         environment = json.loads(text)["environment"]
         assert environment["packages"]["torch"], path
         assert environment["device"].startswith(("cpu", "cuda")), path
-        assert any(file.startswith("streamlm/rope.py ") for file in environment["code"]), path
+        assert any(file.startswith("streamlm/cache/rope.py ") for file in environment["code"]), path
         assert re.search(r'"sha256": "[0-9a-f]{64}"', text), path
 
 
@@ -157,23 +157,23 @@ def test_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("streamlm/plotting.py", "", "SPARE = 1\n", PLOTS),
-        ("streamlm/comparison_summary.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN | TABLE),
-        ("streamlm/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED | TABLE),
+        ("streamlm/figures/style.py", "", "SPARE = 1\n", PLOTS),
+        ("streamlm/summaries/presses.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN | TABLE),
+        ("streamlm/measure/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED | TABLE),
         (
-            "streamlm/long_stream.py",
+            "streamlm/summaries/long_stream.py",
             "PART =",
             "SPARE = 1\nPART =",
             LONG | TABLE,
         ),
         (
-            "streamlm/rope.py",
+            "streamlm/cache/rope.py",
             "import torch\n",
             "import torch\nSPARE = 1\n",
             SCORED | TIMED | COMPARED | TABLE,
         ),
         (
-            "streamlm/text.py",
+            "streamlm/sources/documents.py",
             "import re\n",
             "import re\nSPARE = 1\n",
             READING | SCORED | TIMED | COMPARED | TABLE,
@@ -188,9 +188,9 @@ def test_edit_reruns_what_depends_on_it(finished, edit, file, old, new, rules):
 
 def test_edit_of_what_no_result_depends_on_reruns_nothing(finished, edit):
     edit("streamlm/cli.py", "app =", "SPARE = 1\napp =")
-    edit("streamlm/experiment.py", "Config =", "SPARE = 1\nConfig =")
-    edit("streamlm/rope.py", "import torch\n", "import torch  # a comment\n")
-    edit("streamlm/perplexity.py", '"""', '"""Another docstring. ')
+    edit("streamlm/experiment/plan.py", "Config =", "SPARE = 1\nConfig =")
+    edit("streamlm/cache/rope.py", "import torch\n", "import torch  # a comment\n")
+    edit("streamlm/measure/perplexity.py", '"""', '"""Another docstring. ')
     edit("workflow/scripts/measure_perplexity.py", "import sys", "import sys")  # a touch
     edit("README.md", "#", "#")  # an input's
     edit("config.yaml", "results_dir: results", "results_dir: results  # a comment")
@@ -208,12 +208,12 @@ def rules_of_scripts():
 
 
 def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
-    found = {file.stem: set() for file in (ROOT / "streamlm").glob("*.py")}
+    found = {".".join(file.relative_to(ROOT).with_suffix("").parts[1:]): set() for file in (ROOT / "streamlm").rglob("*.py")}
     for script, rules in rules_of_scripts().items():
         for part in code_fingerprint(ROOT / "workflow" / "scripts" / f"{script}.py"):
             file = Path(part.split()[0])
-            if file.parent.name == "streamlm":
-                found[file.stem] |= rules
+            if file.parts[0] == "streamlm":
+                found[".".join(file.with_suffix("").parts[1:])] |= rules
             else:
                 assert file.stem == script  # a script depends on no other
     assert found == {name: rules for names, rules in IMPORTING.items() for name in names.split()}
@@ -320,10 +320,11 @@ def test_kvpress_is_imported_in_its_own_two_stages_alone():
     using = {
         script.stem
         for script in scripts
-        if any(part.startswith("streamlm/press_adapter.py") for part in code_fingerprint(script))
+        if any(part.startswith("streamlm/presses/adapter.py") for part in code_fingerprint(script))
     }
     assert using == {"measure_compression", "measure_decoding"}
-    modules = ", ".join(f"streamlm.{path.stem}" for path in (ROOT / "streamlm").glob("*.py"))
+    files = sorted((ROOT / "streamlm").rglob("[!_]*.py"))
+    modules = ", ".join(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
     code = f"import sys, {modules}; sys.exit('kvpress' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

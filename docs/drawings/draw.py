@@ -6,9 +6,9 @@ from xml.sax.saxutils import escape
 
 import torch
 
-from streamlm.attention import streaming_mask
+from streamlm.cache.attention import streaming_mask
 from streamlm.config import StreamConfig
-from streamlm.steps import slot_of
+from streamlm.cache.plan import slot_of
 
 CELL = 28
 SINK, WINDOW, NEW, HIDDEN = "#3b4a6b", "#b7c6e0", "#e8b45a", "#f4f4f4"  # dark to light in grey as well

@@ -114,11 +114,11 @@ def ablate(
         raise typer.BadParameter(f"a figure is written as .png or .pdf, got {figure}")
     from tabulate import tabulate
 
-    from streamlm.experiment import run_label
-    from streamlm.perplexity import measure_perplexity
+    from streamlm.experiment.plan import run_label
+    from streamlm.measure.perplexity import measure_perplexity
     from streamlm.records import write_array, write_json
     from streamlm.stats import BootstrapConfig
-    from streamlm.summary import ablation_rows, collect_ablation
+    from streamlm.summaries.main import ablation_rows, collect_ablation
 
     model_dir, title, ids, dataset = open_stream(
         model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
@@ -151,8 +151,8 @@ def ablate(
 
 
 def _draw_ablation(target: Path, ablation: "Record") -> None:
-    from streamlm.figures import plot_ablation_n_sink, plot_ablation_window_size
-    from streamlm.plotting import save_figure
+    from streamlm.figures.main import plot_ablation_n_sink, plot_ablation_window_size
+    from streamlm.figures.style import save_figure
 
     plots = {"window_size": plot_ablation_window_size, "n_sink": plot_ablation_n_sink}
     save_figure(target, plots[ablation["ablation"]](ablation))

@@ -42,7 +42,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check results that were made elsewhere: score a sample again, follow every number to its losses."""
-    from streamlm.verify import passed, verify_results
+    from streamlm.experiment.rescore import passed, verify_results
 
     model_dir, _ = find_model(model_name)
     found = []

@@ -25,7 +25,7 @@ from streamlm.commands.options import (
     open_stream,
     print_json,
 )
-from streamlm.presses import PRESSES, check_budgets, compared_methods
+from streamlm.presses.grammar import PRESSES, check_budgets, compared_methods
 
 COMPARED = ["KnormPress", "SnapKVPress", "TOVAPress", "ExpectedAttentionPress", "RandomPress"]
 
@@ -69,19 +69,19 @@ def compare(
     check_targets(output)
     from tabulate import tabulate
 
-    from streamlm.comparison_summary import (
+    from streamlm.summaries.presses import (
         COMPARISON_HEADERS,
         collect_comparison,
         comparison_rows,
         findings,
         refusals,
     )
-    from streamlm.compression import ContextConfig, measure_compression
-    from streamlm.decode_comparison import DecodeConfig, measure_decoding
-    from streamlm.progress import progress
+    from streamlm.presses.prefill import ContextConfig, measure_compression
+    from streamlm.presses.decoding import DecodeConfig, measure_decoding
+    from streamlm.measure.progress import progress
     from streamlm.records import write_json
     from streamlm.stats import BootstrapConfig
-    from streamlm.summary import Run
+    from streamlm.summaries.main import Run
 
     capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
     model_dir, title, ids, dataset = open_stream(

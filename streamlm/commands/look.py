@@ -21,7 +21,7 @@ from streamlm.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from streamlm.layout import Layout
+    from streamlm.cache.footprint import Layout
 
 WINDOWS, CONTEXTS = [252, 508, 1020, 2044, 4092], [4096, 32_768, 131_072, 1_000_000]
 MIB = 2**20
@@ -50,10 +50,10 @@ def info(
     model_dir, _ = find_model(model_name)
     from dataclasses import asdict
 
-    from streamlm.compute import parse_dtype
+    from streamlm.measure.device import parse_dtype
     from streamlm.config import StreamConfig
-    from streamlm.layout import describe_costs, describe_layout, read_config
-    from streamlm.ring import parse_storage
+    from streamlm.cache.footprint import describe_costs, describe_layout, read_config
+    from streamlm.cache.ring import parse_storage
 
     layout = describe_layout(read_config(model_dir))
     sizes = [StreamConfig(n_sink=n_sink, window_size=size) for size in window_size]
@@ -120,7 +120,7 @@ def figures(
     unknown = [name for name in only or [] if name not in FIGURES]
     if unknown:
         raise typer.BadParameter(f"unknown figure {unknown[0]!r}; known are {', '.join(FIGURES)}")
-    from streamlm.plotting import save_figure
+    from streamlm.figures.style import save_figure
 
     drawn = 0
     for name, (pattern, draw) in FIGURES.items():
@@ -169,7 +169,7 @@ def _from_all(module: str, function: str) -> Draw:
 
 def _ablation(kind: str) -> Draw:
     def draw(paths: list[Path]) -> Any:
-        from streamlm import figures
+        from streamlm.figures import main as figures
         from streamlm.records import read_record
 
         return getattr(figures, f"plot_ablation_{kind}")(read_record(paths[0]))
@@ -178,7 +178,7 @@ def _ablation(kind: str) -> Draw:
 
 
 def _latency(paths: list[Path]) -> Any:
-    from streamlm.latency_figures import plot_decoding_latency
+    from streamlm.figures.latency import plot_decoding_latency
     from streamlm.records import read_record
 
     (long_run,) = paths

@@ -83,11 +83,11 @@ def evaluate(
 ) -> None:
     """Score one stream by one method: perplexity, time, KV memory."""
     check_targets(per_token, checkpoint, output)
-    from streamlm.checkpoint import discard_checkpoint
-    from streamlm.perplexity import measure_perplexity
+    from streamlm.measure.checkpoint import discard_checkpoint
+    from streamlm.measure.perplexity import measure_perplexity
     from streamlm.records import read_losses, read_record, write_array, write_json
     from streamlm.stats import BootstrapConfig
-    from streamlm.summary import Run, check_baseline, score_line, with_baseline
+    from streamlm.summaries.main import Run, check_baseline, score_line, with_baseline
 
     model_dir, title, ids, dataset = open_stream(
         model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
@@ -172,9 +172,9 @@ def latency(
         raise typer.BadParameter(f"unknown --method in {method}; known are {', '.join(METHODS)}")
     from tabulate import tabulate
 
-    from streamlm.experiment import latency_label
-    from streamlm.latency import LatencyConfig, measure_latency
-    from streamlm.latency_summary import (
+    from streamlm.experiment.plan import latency_label
+    from streamlm.measure.latency import LatencyConfig, measure_latency
+    from streamlm.summaries.latency import (
         LATENCY_HEADERS,
         comparison_line,
         latency_ratio,

@@ -82,7 +82,7 @@ def find_model(model_name: Path) -> tuple[Path, str | None]:
         raise ValueError(
             f"there is no {model_name}; make it with `snakemake {model_name}`, run beside the Snakefile"
         )
-    from streamlm import hub
+    from streamlm.sources import hub
 
     return hub.find_model(model_name)
 
@@ -123,7 +123,7 @@ def open_stream(
         raise typer.BadParameter(f"{dataset_name} is a file here; give it as --text or --tokens")
     if tokens is not None and max_samples is not None:
         raise typer.BadParameter("--max-samples counts documents, and --tokens has none; leave one out")
-    from streamlm.data import extract_documents, read_sample, read_tokens, tokenise_documents
+    from streamlm.sources.corpus import extract_documents, read_sample, read_tokens, tokenise_documents
 
     model_dir, title = find_model(model_name)
     if tokens is not None:
@@ -131,7 +131,7 @@ def open_stream(
     if text is not None:
         name, documents = text.name, extract_documents({"kind": "path", "format": "text"}, text)
     elif on_hub:
-        from streamlm.hub_texts import named_documents
+        from streamlm.sources.hub_texts import named_documents
 
         documents, name = named_documents(
             str(dataset_name), dataset_config, dataset_split or "test", max_samples

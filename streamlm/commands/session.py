@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from streamlm.chat import Conversation
+from streamlm.generate.chat import Conversation
 from streamlm.records import write_json, write_text
 
 HELP = """/reset       forget everything that was said

@@ -28,8 +28,8 @@ from streamlm.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from streamlm.cache import SinkCache
-    from streamlm.generation import Writing
+    from streamlm.cache.sink_cache import SinkCache
+    from streamlm.generate.sampling import Writing
 
 DRAWING = "Drawing tokens"
 
@@ -47,9 +47,9 @@ Seed = Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=DRAWING
 
 def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """Return the prepared model and its tokenizer."""
-    from streamlm.compute import choose_device, parse_dtype, use_threads
-    from streamlm.data import read_tokenizer
-    from streamlm.models import load_model
+    from streamlm.measure.device import choose_device, parse_dtype, use_threads
+    from streamlm.sources.corpus import read_tokenizer
+    from streamlm.cache.models import load_model
 
     model_dir, _ = find_model(model_name)
     tokenizer = read_tokenizer(model_dir)
@@ -58,8 +58,8 @@ def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
 
 
 def _make_cache(model: Any, n_sink: int, window_size: int, storage: str | None) -> "SinkCache":
-    from streamlm.cache import SinkCache
-    from streamlm.ring import parse_storage
+    from streamlm.cache.sink_cache import SinkCache
+    from streamlm.cache.ring import parse_storage
 
     narrow = None if storage is None else parse_storage(storage)
     return SinkCache(model.config, n_sink, window_size, storage=narrow)
@@ -105,9 +105,9 @@ def generate(
     if "" in (stop or []):
         raise typer.BadParameter("--stop needs a text; every text contains the empty one")
     check_targets(output)
-    from streamlm.generation import Sampler, Sampling, Writing, stop_ids, write_on
-    from streamlm.models import model_title
-    from streamlm.progress import progress
+    from streamlm.generate.sampling import Sampler, Sampling, Writing, stop_ids, write_on
+    from streamlm.cache.models import model_title
+    from streamlm.measure.progress import progress
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = _load(model_name, dtype, device)
@@ -185,7 +185,7 @@ def _read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
 
 def _encode(tokenizer: Any, prompts: list[str], as_chat: bool) -> list[list[int]]:
     """Return the token ids of every prompt."""
-    from streamlm.chat import ChatTemplate
+    from streamlm.generate.chat import ChatTemplate
 
     # Quietly: transformers warns of texts past the trained length, which are the point here.
     encode = ChatTemplate(tokenizer).opening if as_chat else partial(tokenizer.encode, verbose=False)
@@ -241,10 +241,10 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Talk with an instruct model, without end, in constant memory."""
-    from streamlm.chat import ChatTemplate, Conversation
+    from streamlm.generate.chat import ChatTemplate, Conversation
     from streamlm.commands.session import hold_session
-    from streamlm.generation import Sampling
-    from streamlm.models import model_title
+    from streamlm.generate.sampling import Sampling
+    from streamlm.cache.models import model_title
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = _load(model_name, dtype, device)

@@ -3,9 +3,9 @@
 RESULTS = config["results_dir"]
 MODEL = config["experiment"]["model"]
 CORPORA = config["experiment"]["corpora"]
-RUNS = experiment.plan_runs(config)
-METHODS = experiment.method_labels(config)
-COMPARED = experiment.plan_comparison(config)
+RUNS = plan.plan_runs(config)
+METHODS = plan.method_labels(config)
+COMPARED = plan.plan_comparison(config)
 GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measuring job asks for
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
@@ -31,8 +31,8 @@ def code_of(script):
 
 # Decoding is timed on the first text.
 LATENCY = [
-    f"{RESULTS}/decoding_latency_{experiment.latency_label(method, '{capacity}', n_sink)}.json"
-    for method, n_sink in experiment.latency_sides(config)
+    f"{RESULTS}/decoding_latency_{plan.latency_label(method, '{capacity}', n_sink)}.json"
+    for method, n_sink in plan.latency_sides(config)
 ]
 LATENCIES = expand(LATENCY, capacity=config["decoding_latency"]["capacities"])
 LONG_RUN = f"{RESULTS}/decoding_latency_long_run.json"
@@ -40,7 +40,7 @@ LONG_RUN = f"{RESULTS}/decoding_latency_long_run.json"
 
 def run_records(points):
     """Return the records of (n_sink, window_size) points, corpus by corpus."""
-    labels = [experiment.run_label(*point) for point in points]
+    labels = [plan.run_label(*point) for point in points]
     return expand(f"{RESULTS}/runs/{{corpus}}/{{label}}.json", corpus=CORPORA, label=labels)
 
 

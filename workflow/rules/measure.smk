@@ -3,8 +3,8 @@
 
 rule measure_perplexity:
     input:
-        model=experiment.model_folder(config, MODEL),
-        model_files=experiment.model_files(config, MODEL),
+        model=plan.model_folder(config, MODEL),
+        model_files=plan.model_files(config, MODEL),
         tokens=f"data/tokens/{MODEL}/{{corpus}}.npy",
     output:
         record=f"{RESULTS}/runs/{{corpus}}/{{label}}.json",
@@ -34,8 +34,8 @@ rule measure_perplexity:
 # Methods are compared turn by turn, so one job times all of one capacity.
 rule measure_latency:
     input:
-        model=experiment.model_folder(config, MODEL),
-        model_files=experiment.model_files(config, MODEL),
+        model=plan.model_folder(config, MODEL),
+        model_files=plan.model_files(config, MODEL),
         tokens=f"data/tokens/{MODEL}/{CORPORA[0]}.npy",
     output:
         LATENCY,
@@ -52,8 +52,8 @@ rule measure_latency:
         title=config["models"][MODEL]["title"],
         files=preflight.file_marks(config, "models", MODEL),
         dataset=config["corpora"][CORPORA[0]]["title"],
-        sides=experiment.latency_sides(config),
-        latency=experiment.latency_settings(config),
+        sides=plan.latency_sides(config),
+        latency=plan.latency_settings(config),
         compute=config["compute"],
         code=code_of("scripts/measure_latency.py"),
     script:
@@ -62,8 +62,8 @@ rule measure_latency:
 
 rule measure_long_run:
     input:
-        model=experiment.model_folder(config, MODEL),
-        model_files=experiment.model_files(config, MODEL),
+        model=plan.model_folder(config, MODEL),
+        model_files=plan.model_files(config, MODEL),
         tokens=f"data/tokens/{MODEL}/{CORPORA[0]}.npy",
     output:
         LONG_RUN,
@@ -91,8 +91,8 @@ rule measure_long_run:
 # kvpress changes transformers when imported: these two rules alone do so, each job in its own process.
 rule measure_compression:
     input:
-        model=experiment.model_folder(config, MODEL),
-        model_files=experiment.model_files(config, MODEL),
+        model=plan.model_folder(config, MODEL),
+        model_files=plan.model_files(config, MODEL),
         tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
     output:
         record=f"{RESULTS}/kvpress/runs/{{press}}.json",
@@ -111,7 +111,7 @@ rule measure_compression:
         files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         options=lookup(dpath="{press}", within=COMPARED),
-        contexts=experiment.compared_contexts(config),
+        contexts=plan.compared_contexts(config),
         compute=config["compute"],
         bootstrap=config["bootstrap"],
         code=code_of("scripts/measure_compression.py"),
@@ -121,8 +121,8 @@ rule measure_compression:
 
 rule measure_decoding:
     input:
-        model=experiment.model_folder(config, MODEL),
-        model_files=experiment.model_files(config, MODEL),
+        model=plan.model_folder(config, MODEL),
+        model_files=plan.model_files(config, MODEL),
         tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
     output:
         record=f"{RESULTS}/kvpress/decoding.json",
@@ -141,7 +141,7 @@ rule measure_decoding:
         files=preflight.file_marks(config, "models", MODEL),
         datasets=TITLES,
         n_sink=config["comparison"]["n_sink"],
-        decode=experiment.compared_decoding(config),
+        decode=plan.compared_decoding(config),
         compute=config["compute"],
         bootstrap=config["bootstrap"],
         code=code_of("scripts/measure_decoding.py"),

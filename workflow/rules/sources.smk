@@ -28,13 +28,13 @@ rule fetch_archive:
 
 rule convert_model:
     input:
-        lambda wildcards: experiment.source_file(config, "models", wildcards.model),
+        lambda wildcards: plan.source_file(config, "models", wildcards.model),
     output:
         directory("data/models/{model}"),
     log:
         f"{RESULTS}/logs/convert_model/{{model}}.log",
     wildcard_constraints:
-        model=experiment.names_from(config, "models", hub=False),
+        model=plan.names_from(config, "models", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -52,7 +52,7 @@ rule fetch_model:
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     wildcard_constraints:
-        model=experiment.names_from(config, "models", hub=True),
+        model=plan.names_from(config, "models", hub=True),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -65,13 +65,13 @@ rule fetch_model:
 
 rule extract_sample:
     input:
-        lambda wildcards: experiment.source_file(config, "corpora", wildcards.corpus),
+        lambda wildcards: plan.source_file(config, "corpora", wildcards.corpus),
     output:
         "data/{corpus}/sample.json",
     log:
         f"{RESULTS}/logs/extract_sample/{{corpus}}.log",
     wildcard_constraints:
-        corpus=experiment.names_from(config, "corpora", hub=False),
+        corpus=plan.names_from(config, "corpora", hub=False),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -89,7 +89,7 @@ rule fetch_sample:
     log:
         f"{RESULTS}/logs/fetch_sample/{{corpus}}.log",
     wildcard_constraints:
-        corpus=experiment.names_from(config, "corpora", hub=True),
+        corpus=plan.names_from(config, "corpora", hub=True),
     conda:
         "../../envs/streamlm.yaml"
     params:
@@ -103,8 +103,8 @@ rule fetch_sample:
 rule tokenise_corpus:
     input:
         sample="data/{corpus}/sample.json",
-        model=lambda wildcards: experiment.model_folder(config, wildcards.model),
-        model_files=lambda wildcards: experiment.model_files(config, wildcards.model),
+        model=lambda wildcards: plan.model_folder(config, wildcards.model),
+        model_files=lambda wildcards: plan.model_files(config, wildcards.model),
     output:
         "data/tokens/{model}/{corpus}.npy",
     log:

@@ -32,7 +32,7 @@ rule collect_result:
 rule collect_ablation_window_size:
     input:
         dense=expand(f"{RESULTS}/runs/{{corpus}}/dense.json", corpus=CORPORA),
-        runs=run_records(experiment.window_ablation(config)),
+        runs=run_records(plan.window_ablation(config)),
     output:
         f"{RESULTS}/streaming_llm/ablation_window_size.json",
     log:
@@ -50,7 +50,7 @@ rule collect_ablation_window_size:
 rule collect_ablation_n_sink:
     input:
         dense=expand(f"{RESULTS}/runs/{{corpus}}/dense.json", corpus=CORPORA),
-        runs=run_records(experiment.sink_ablation(config)),
+        runs=run_records(plan.sink_ablation(config)),
     output:
         f"{RESULTS}/streaming_llm/ablation_n_sink.json",
     log:
@@ -85,7 +85,7 @@ rule collect_long_stream:
     input:
         expand(
             f"{RESULTS}/runs/{{corpus}}/{{label}}.json",
-            label=experiment.long_stream_labels(config),
+            label=plan.long_stream_labels(config),
             allow_missing=True,
         ),
     output:

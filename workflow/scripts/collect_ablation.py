@@ -3,7 +3,7 @@ from pathlib import Path
 
 from streamlm.records import write_json
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import collect_ablation
+from streamlm.summaries.main import collect_ablation
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

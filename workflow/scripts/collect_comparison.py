@@ -1,10 +1,10 @@
 import sys
 from pathlib import Path
 
-from streamlm.comparison_summary import collect_comparison
+from streamlm.summaries.presses import collect_comparison
 from streamlm.records import write_jsons
 from streamlm.stats import BootstrapConfig
-from streamlm.summary import read_run
+from streamlm.summaries.main import read_run
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

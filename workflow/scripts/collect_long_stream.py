@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.long_stream import collect_long_stream
+from streamlm.summaries.long_stream import collect_long_stream
 from streamlm.records import write_json
 from streamlm.stats import BootstrapConfig
 

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.gguf import convert_model
+from streamlm.sources.gguf import convert_model
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.data import extract_documents, write_sample
+from streamlm.sources.corpus import extract_documents, write_sample
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

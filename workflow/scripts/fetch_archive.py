@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.archives import fetch_archive
+from streamlm.sources.archives import fetch_archive
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

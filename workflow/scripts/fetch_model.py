@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.hub import fetch_model
-from streamlm.hub_errors import one_line
+from streamlm.sources.hub import fetch_model
+from streamlm.sources.hub_errors import one_line
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

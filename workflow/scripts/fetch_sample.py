@@ -1,9 +1,9 @@
 import sys
 from pathlib import Path
 
-from streamlm.data import write_sample
-from streamlm.hub_errors import one_line
-from streamlm.hub_texts import fetch_documents
+from streamlm.sources.corpus import write_sample
+from streamlm.sources.hub_errors import one_line
+from streamlm.sources.hub_texts import fetch_documents
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.compression import ContextConfig, measure_compression
+from streamlm.presses.prefill import ContextConfig, measure_compression
 from streamlm.records import write_array, write_json
 from streamlm.stats import BootstrapConfig
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.decode_comparison import DecodeConfig, measure_decoding
+from streamlm.presses.decoding import DecodeConfig, measure_decoding
 from streamlm.records import write_array, write_json
 from streamlm.stats import BootstrapConfig
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.latency import LatencyConfig, measure_latency
+from streamlm.measure.latency import LatencyConfig, measure_latency
 from streamlm.records import write_jsons
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.latency import measure_long_run
+from streamlm.measure.latency import measure_long_run
 from streamlm.records import write_json
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

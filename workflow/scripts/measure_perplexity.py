@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.checkpoint import discard_checkpoint
-from streamlm.perplexity import measure_perplexity
+from streamlm.measure.checkpoint import discard_checkpoint
+from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records import write_array, write_json
 from streamlm.stats import BootstrapConfig
 

@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.comparison_figures import plot_press_sweep
-from streamlm.plotting import save_figures
+from streamlm.figures.presses import plot_press_sweep
+from streamlm.figures.style import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

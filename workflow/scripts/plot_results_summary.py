@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.figures import plot_results_summary
-from streamlm.plotting import save_figures
+from streamlm.figures.main import plot_results_summary
+from streamlm.figures.style import save_figures
 from streamlm.records import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

@@ -1,9 +1,9 @@
 import sys
 from pathlib import Path
 
-from streamlm.plotting import save_figures
+from streamlm.figures.style import save_figures
 from streamlm.records import read_record
-from streamlm.scheme_figure import plot_schemes
+from streamlm.figures.schemes import plot_schemes
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

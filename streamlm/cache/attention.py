@@ -1,0 +1,220 @@
+"""Which keys a query sees under sinks + window, and attention over a stream in blocks of queries.
+
+The block form is exact. What query t sees is fixed by its position alone, so a block of queries needs no
+step-by-step cache: it needs the sinks and the band of keys that its first query still sees. Rotary attention
+reads only distances. In the band the distance in the cache is the true distance. A sink is `t - s` tokens
+away in the text but only `p(t) - s` in the cache, so for the sink scores alone the query is turned from
+its place t to p(t) = min(t, capacity - 1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamlm.config import StreamConfig
+from streamlm.cache.rope import Rotary, rotate, rotation
+
+QUERY_BLOCK = 128  # queries; smaller wastes less of the band, larger makes better matrix products
+
+
+def streaming_mask(query_pos: Tensor, key_pos: Tensor, cfg: StreamConfig) -> Tensor:
+    """Return which keys each query may see.
+
+    Query t sees key j when j <= t and (j < n_sink or t - j < window_size).
+    With n_sink=1, window_size=2::
+
+        1 0 0 0
+        1 1 0 0
+        1 1 1 0
+        1 0 1 1
+
+    Args:
+        query_pos: (..., Tq) token positions.
+        key_pos: (..., Tk) token positions.
+        cfg: cache geometry, in tokens.
+
+    Returns:
+        (..., Tq, Tk) bool, True where visible.
+
+    Source: arXiv:2309.17453, section 3.2.
+    """
+    query_pos, key_pos = query_pos[..., :, None], key_pos[..., None, :]
+    behind = query_pos - key_pos  # (..., Tq, Tk)
+    return (behind >= 0) & ((key_pos < cfg.n_sink) | (behind < cfg.window_size))
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """A run of queries and the keys that any of them sees: all sinks and one slice of the band."""
+
+    queries: slice  # into the new tokens
+    band: slice  # into the keys, sinks excluded from it
+    hidden: Tensor  # (Tq, n_sinks + Tband), or (B, 1, 1, Tq, ...) with left pads; True where not visible
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What one pass over new tokens shares between layers of one geometry.
+
+    The keys of the pass are, oldest first::
+
+        the row's sinks | the band: past tokens that the first new query may see | the new tokens
+
+    A sink may stand in the band or among the new tokens as well; there it is hidden.
+    """
+
+    n_sinks: int  # columns of sinks
+    first_band: int  # token position of the first key behind the sinks
+    blocks: tuple[QueryBlock, ...]
+    sink_turn: tuple[Tensor, Tensor] | None  # cos, sin (Tq, R) or (B, 1, Tq, R): each query to p(t)
+    interleaved: bool
+
+
+def plan_stream(
+    cfg: StreamConfig,
+    rotary: Rotary,
+    *,
+    n_past: int,
+    n_new: int,
+    dtype: torch.dtype,
+    shift: int = 0,
+    pads: Tensor | None = None,
+    least_pads: int = 0,
+    block: int = QUERY_BLOCK,
+) -> StreamPlan:
+    """Return the plan for `n_new` tokens after `n_past` tokens of one stream, pads counted.
+
+    Args:
+        cfg: cache geometry, in tokens.
+        rotary: of the model; its device is where the plan lives.
+        n_past: tokens seen before this pass.
+        n_new: tokens of this pass.
+        dtype: of rotations, at least float32.
+        shift: tokens; token t was rotated as position t - shift (sinks as written, with shift 0).
+        pads: (B,) left pads of each row, or None if no row has any.
+        least_pads: the fewest left pads of any row.
+        block: queries per block.
+    """
+    device, end = rotary.inv_freq.device, n_past + n_new
+    n_sinks = max(0, min(cfg.n_sink, end - least_pads))
+    first_band = min(max(least_pads + n_sinks, n_past - cfg.window_size + 1), n_past)
+    pad = torch.zeros((), dtype=torch.int64, device=device) if pads is None else pads[:, None]
+
+    def tokens(start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop, device=device)
+
+    blocks = []
+    for start in range(n_past, end, block):
+        stop = min(start + block, end)
+        low = max(first_band, start - cfg.window_size + 1)
+        own, behind = tokens(start, stop) - pad, tokens(low, stop) - pad  # row positions
+        seen = torch.cat(
+            (
+                streaming_mask(own, tokens(0, n_sinks), cfg),
+                streaming_mask(own, behind, cfg) & (behind >= n_sinks)[..., None, :],
+            ),
+            dim=-1,
+        )
+        blocks.append(
+            QueryBlock(
+                queries=slice(start - n_past, stop - n_past),
+                band=slice(n_sinks + low - first_band, n_sinks + stop - first_band),
+                hidden=~seen if pads is None else ~_with_dummy(seen)[:, None, None],
+            )
+        )
+
+    own = tokens(n_past, end) - pad
+    turn = own.clamp(max=cfg.capacity - 1) + pad - (tokens(n_past, end) - shift)
+    sink_turn = None
+    if n_sinks and (pads is not None or shift or end > cfg.capacity):
+        cos, sin = rotation(rotary.inv_freq, turn, dtype)
+        sink_turn = (cos, sin) if pads is None else (cos[:, None], sin[:, None])
+    return StreamPlan(n_sinks, first_band, tuple(blocks), sink_turn, rotary.interleaved)
+
+
+def _with_dummy(seen: Tensor) -> Tensor:
+    """Let a query that sees nothing, a pad, see its own key: a softmax over no key is NaN."""
+    n_queries, n_keys = seen.shape[-2:]
+    own = torch.eye(n_queries, dtype=torch.bool, device=seen.device)
+    own = torch.nn.functional.pad(own, (n_keys - n_queries, 0))
+    return seen | (own & ~seen.any(-1, keepdim=True))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: StreamPlan, scaling: float) -> Tensor:
+    """Return softmax attention of the new queries over sinks and band.
+
+    Args:
+        q: (B, Hq, Tq, D) rotated.
+        k: (B, Hkv, Tk, D) rotated, in the order of `StreamPlan`; Hkv divides Hq.
+        v: (B, Hkv, Tk, Dv).
+        plan: of this pass.
+        scaling: of the scores.
+
+    Returns:
+        (B, Hq, Tq, Dv)
+    """
+    n_sinks, n_groups = plan.n_sinks, q.shape[1] // k.shape[1]
+    q = q * scaling
+    q_sink = q if plan.sink_turn is None else rotate(q, *plan.sink_turn, interleaved=plan.interleaved)
+    out = v.new_empty(*q.shape[:3], v.shape[-1])
+    for part in plan.blocks:
+        # Query heads that share a key head are folded into the query axis: keys are never repeated.
+        q_part = q[:, :, part.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)  # (B, Hkv, G*Tq, D)
+        sink_part = q_sink[:, :, part.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)
+        scores = torch.cat(
+            (
+                sink_part @ k[:, :, :n_sinks].transpose(-2, -1),
+                q_part @ k[:, :, part.band].transpose(-2, -1),
+            ),
+            dim=-1,
+        )  # (B, Hkv, G*Tq, n_sinks + Tband)
+        scores.unflatten(2, (n_groups, -1)).masked_fill_(part.hidden, -torch.inf)
+        # Sum in fp32: in bf16, 256 + 1 == 256.
+        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        seen = weights[..., :n_sinks] @ v[:, :, :n_sinks] + weights[..., n_sinks:] @ v[:, :, part.band]
+        out[:, :, part.queries] = seen.unflatten(2, (n_groups, -1)).flatten(1, 2)
+    return out
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What one decoding step shares between layers: one query, and keys that lie in any order.
+
+    Softmax does not care for the order of keys, and the sinks among them are already turned, so this is plain
+    attention.
+    """
+
+    visible: Tensor | None  # (B, 1, 1, Tk) bool, where rows differ; None if every key is visible
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, plan: DecodePlan, scaling: float) -> Tensor:
+    """Return softmax attention of one query per row, shapes as in `attend` with Tq = 1."""
+    # Query heads share key heads as they lie: keys are never repeated.
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=plan.visible, scale=scaling, enable_gqa=True
+    )
+
+
+def stream_attention(
+    q: Tensor, k: Tensor, v: Tensor, cfg: StreamConfig, rotary: Rotary, *, block: int = QUERY_BLOCK
+) -> Tensor:
+    """Return the attention of a whole stream under sinks + window, as a token-by-token cache gives it.
+
+    Args:
+        q: (B, Hq, T, D) rotated as positions 0 .. T-1.
+        k: (B, Hkv, T, D) rotated likewise.
+        v: (B, Hkv, T, Dv).
+        cfg: cache geometry, in tokens.
+        rotary: what they were rotated with.
+        block: queries per block; changes speed and nothing else.
+
+    Returns:
+        (B, Hq, T, Dv)
+
+    Source: arXiv:2309.17453, section 3.2.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    plan = plan_stream(cfg, rotary, n_past=0, n_new=q.shape[2], dtype=dtype, block=block)
+    k, v = (torch.cat((x[:, :, : plan.n_sinks], x), dim=2) for x in (k, v))
+    return attend(q, k, v, plan, q.shape[-1] ** -0.5)

@@ -1,0 +1,117 @@
+"""One decoding step of a full cache, captured once and replayed for every token."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamlm.cache.attention import DecodePlan
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.plan import CacheStep, DecodeStep, slot_of
+
+Run = Callable[[], Tensor]
+
+
+def cuda_graph(run: Run) -> Run:
+    """Return a replay of what `run` does on its GPU; it may read and write fixed addresses only."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # lazy set-up of libraries must not be captured
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+class CapturedStep:
+    """A decoding step without the time that Python takes to launch it.
+
+    All that changes from token to token lies at fixed addresses: ring and sinks in the cache; the token, its
+    position and its slots here. Before a replay the sinks are turned, and position and slots are set; the
+    rest is the graph.
+
+    Args:
+        model: prepared for `SinkCache`.
+        cache: a full one, in use with `model`, without left pads.
+        capture: makes a replay of a step; the default needs a GPU.
+
+    Raises:
+        ValueError: if the cache is not full, or its rows differ.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: SinkCache, capture: Callable[[Run], Run] = cuda_graph
+    ) -> None:
+        self.model, self.cache = model, cache
+        self.addresses = self._check()
+        batch = cache.stores[0].keys.shape[1]
+        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+        self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        self.slots = {
+            (store.cfg, store.device): torch.zeros(1, dtype=torch.int64, device=store.device)
+            for store in cache.stores
+        }
+        plans: dict[Any, Any] = {
+            key: DecodeStep(DecodePlan(None), slot, key[0].capacity) for key, slot in self.slots.items()
+        }
+        cache.frozen = replace(self._advance(), position=self.position, planned=plans)
+        try:
+            self.replay = capture(self._run)
+        finally:
+            cache.frozen = None
+
+    def _check(self) -> list[int]:
+        """Return where the cache lies, if a step of it can be captured or replayed."""
+        n_seen, capacity, pads = self.cache.get_seq_length(), self.cache.capacity, self.cache.padding.pads
+        if n_seen < capacity or pads is not None:
+            raise ValueError(
+                "a step can be captured and replayed while the cache is full, and without left pads; "
+                f"{n_seen} tokens were seen of {capacity}, pads: {pads}"
+            )
+        return [store.keys.data_ptr() for store in self.cache.stores]
+
+    def _advance(self) -> CacheStep:
+        """Turn the sinks for the next token, and set its position and its slots."""
+        last = self.cache.step
+        assert last is not None
+        step = self.cache.begin(1, last.rotary, last.dtype, None)
+        self.position.fill_(step.n_past - step.shift)
+        for (cfg, _), slot in self.slots.items():
+            slot.fill_(slot_of(step.n_past, cfg))
+        return step
+
+    @torch.no_grad()
+    def _run(self) -> Tensor:
+        logits: Tensor = self.model(self.tokens, past_key_values=self.cache).logits
+        for layer in self.cache.layers:
+            layer.n_seen -= 1  # this was a rehearsal
+        return logits
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Feed one token of each row, (B, 1); return logits (B, 1, V), which the next call overwrites.
+
+        Raises:
+            ValueError: if the number of rows changed, or the cache was reset.
+        """
+        if tokens.shape != self.tokens.shape or self._check() != self.addresses:
+            raise ValueError(
+                f"the step was captured for tokens {tuple(self.tokens.shape)} and the cache as it was; "
+                f"it was given {tuple(tokens.shape)}: capture another one"
+            )
+        self._advance()
+        self.tokens.copy_(tokens)
+        logits = self.replay()
+        for layer in self.cache.layers:
+            layer.n_seen += 1
+        return logits

@@ -1,0 +1,265 @@
+"""Load a causal language model and prepare it for `SinkCache`."""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+
+from streamlm.cache.attention import DecodePlan, attend, attend_one
+from streamlm.cache.sink_cache import SUPPORTED, SinkCache, layer_windows
+from streamlm.cache.linear import split_linears
+from streamlm.cache.rope import Rotary
+from streamlm.cache.plan import CacheStep
+
+ATTENTION_NAME = "streamlm"
+
+
+@dataclass
+class Current:
+    """The pass that a prepared model is in; its attention modules hold it as `stream`.
+
+    Not every model hands unknown keywords through to its attention (StableLM does not in 5.2).
+    """
+
+    step: CacheStep | None = None
+
+
+def attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return the attention of a prepared model, (B, Tq, Hq, D), in transformers' calling convention."""
+    step: CacheStep | None = module.stream.step
+    if step is None:
+        # Without a plan nothing here would hide the future.
+        raise ValueError("a prepared model needs a SinkCache as past_key_values")
+    if dropout:
+        raise ValueError(
+            f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
+        )
+    if softcap is not None or s_aux is not None:
+        raise ValueError(f"attention with soft-capped scores or learned sinks is not known here; {SUPPORTED}")
+    plan = step.layer(step.geometries[module.layer_idx], query.device).attention
+    if isinstance(plan, DecodePlan):
+        return attend_one(query, key, value, plan, scaling).transpose(1, 2), None
+    return attend(query, key, value, plan, scaling).transpose(1, 2), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The plan hides what a query must not see; a T x T mask would cost memory that grows with the stream."""
+
+
+def _plan_forward(
+    model: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    rotary: Rotary,
+    current: Current,
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    cache = kwargs.get("past_key_values")
+    current.step = None
+    if not isinstance(cache, SinkCache):
+        return None
+    tokens = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if len(cache.layers) != n_layers:
+        raise ValueError(
+            f"SinkCache has {len(cache.layers)} layers, the model {n_layers}; make it with model.config"
+        )
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    current.step = cache.begin(tokens.shape[1], rotary, dtype, kwargs.get("attention_mask"))
+    positions = current.step.positions(tokens.device)
+    return args, {**kwargs, "attention_mask": None, "position_ids": positions}
+
+
+def rotary_frequencies(model: PreTrainedModel) -> Tensor:
+    """Return the model's rotary inverse frequencies, (R,) in rad per position.
+
+    Raises:
+        ValueError: if it has no rotary embedding, or several.
+    """
+    name = type(model).__name__
+    rotary = [module for module in model.modules() if isinstance(getattr(module, "inv_freq", None), Tensor)]
+    if len(rotary) != 1:
+        raise ValueError(f"{name} has {len(rotary)} rotary embeddings, not 1; {SUPPORTED}")
+    inv_freq: Tensor = rotary[0].inv_freq
+    return inv_freq
+
+
+def _switch(model: PreTrainedModel) -> ExitStack:
+    """Prepare `model`; closing the stack undoes it."""
+    layer_windows(model.config)
+    AttentionInterface.register(ATTENTION_NAME, attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+    plain, current = _probe_plain(model), Current()
+    inv_freq = rotary_frequencies(model)  # after a short text: longrope has others behind a long one
+    with ExitStack() as undo:
+        undo.callback(model.set_attn_implementation, model.config._attn_implementation)
+        for module in model.modules():
+            if hasattr(module, "layer_idx"):
+                module.stream = current
+                undo.callback(delattr, module, "stream")
+        model.set_attn_implementation(ATTENTION_NAME)
+        undo.callback(_hook(model, _probe_rotary(model, inv_freq, plain, current), current).remove)
+        return undo.pop_all()
+
+
+def _hook(model: PreTrainedModel, rotary: Rotary, current: Current) -> RemovableHandle:
+    base: nn.Module = model.base_model
+    return base.register_forward_pre_hook(
+        partial(_plan_forward, rotary=rotary, current=current), with_kwargs=True
+    )
+
+
+@contextmanager
+def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Let `model` take a `SinkCache`, until the block ends.
+
+    Its attention becomes ours, through transformers' attention interface, and a hook on the base model
+    gives it the bounded positions of the cache. In the block it takes no other cache.
+
+    Args:
+        model: a causal language model with rotary positions.
+
+    Raises:
+        ValueError: if the model is of a kind that this cannot be exact for.
+    """
+    with _switch(model):
+        yield model
+
+
+PROBE_TOKENS = 16
+
+
+def _probe_ids(model: PreTrainedModel) -> Tensor:
+    ids = torch.arange(PROBE_TOKENS, device=model.device) * 37
+    return (ids % int(model.config.vocab_size))[None]
+
+
+@torch.inference_mode()
+def _probe_plain(model: PreTrainedModel) -> Tensor:
+    """Return the logits of a few tokens under the model's own attention, (1, T, V)."""
+    logits: Tensor = model(_probe_ids(model), use_cache=False).logits
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{model.config._name_or_path}: the weights give logits that are not finite; "
+            f"the files are damaged, or {str(model.dtype).removeprefix('torch.')} is too narrow for it"
+        )
+    return logits
+
+
+@torch.inference_mode()
+def _probe_rotary(model: PreTrainedModel, inv_freq: Tensor, plain: Tensor, current: Current) -> Rotary:
+    """Return how the model rotates, by trying.
+
+    Raises:
+        ValueError: if our attention, our rotation or a plain head would silently be wrong for this model.
+    """
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
+    name = type(model).__name__
+    for rotary in (Rotary(inv_freq), Rotary(inv_freq, interleaved=True)):
+        hook = _hook(model, rotary, current)
+        try:
+            dense = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=PROBE_TOKENS)
+            once = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=4)
+            rebased = _probe_stream(model, 4, n_sink=2, window_size=4, position_limit=0)
+        finally:
+            hook.remove()
+        if (dense - plain).norm() > tolerance * plain.norm():
+            raise ValueError(f"{name} has an attention or a head that is not known here; {SUPPORTED}")
+        if (rebased - once).norm() <= tolerance * once.norm():
+            return rotary
+    raise ValueError(f"{name} rotates queries and keys in a way that is not known here; {SUPPORTED}")
+
+
+def _probe_stream(model: PreTrainedModel, chunk: int, **geometry: Any) -> Tensor:
+    cache = SinkCache(model.config, **geometry)
+    hidden = [
+        model.base_model(part, past_key_values=cache).last_hidden_state
+        for part in _probe_ids(model).split(chunk, 1)
+    ]
+    logits: Tensor = model.get_output_embeddings()(torch.cat(hidden, dim=1))
+    return logits
+
+
+def load_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return the causal language model in `folder`, prepared for `SinkCache`.
+
+    Args:
+        folder: a transformers model folder with safetensors weights.
+        dtype: of the weights.
+        device: a torch device name.
+
+    Raises:
+        ValueError: if the folder holds no such model, or the model is not supported (see `prepare`).
+    """
+    model = read_model(folder, dtype=dtype, device=device)
+    _switch(model)
+    return model
+
+
+def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return the causal language model in `folder` for transformers' caches; arguments as of `load_model`.
+
+    Its linear layers compute few tokens on all threads (`split_linears`).
+
+    Raises:
+        ValueError: if the folder holds no such model.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        with redirect_stderr(io.StringIO()):  # a bar per tensor, which fills log files
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the model in {folder} cannot be read: {reason}; fetch or convert it again"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            names = sorted(map(str, report[kind]))
+            raise ValueError(
+                f"the weights in {folder} do not fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
+                f"such as {names[0]}; what is missing would be random numbers"
+            )
+    read: PreTrainedModel = model.to(device).eval()
+    split_linears(read)
+    return read
+
+
+def model_title(model: PreTrainedModel) -> str:
+    """Return the true name of a model: what its conversion noted, or else its folder's name."""
+    return getattr(model.config, "streamlm_title", None) or Path(model.config._name_or_path).name
+
+
+def trained_length(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that the model was trained to, if its config tells."""
+    length: int | None = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return length

@@ -1,0 +1,1 @@
+"""An experiment: what its config asks for, whether that is sound, and whether its results hold."""

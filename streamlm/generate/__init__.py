@@ -1,0 +1,1 @@
+"""Text without end, and conversation, from a cache of constant size."""

@@ -1,0 +1,161 @@
+"""A conversation of any length over one `SinkCache`: every turn feeds its new tokens only."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jinja2
+import torch
+from transformers import PreTrainedModel
+
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.generate.sampling import Sampler, Sampling, Writing, read_tokens, stop_ids
+from streamlm.measure.scoring import CHUNK
+
+Message = dict[str, str]  # role and content, as chat templates take them
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+LEAST_SINKS = 4  # as the paper keeps
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, turn by turn.
+
+    The pieces, one after the other, are the tokens that the template makes of the whole conversation::
+
+        opening(user)  answer  turn(user)  answer  turn(user) ...
+
+    where an answer is what the model writes, without the token that ends it.
+
+    Args:
+        tokenizer: of the model.
+        system: the system prompt; None leaves it to the template.
+
+    Raises:
+        ValueError: if there is no template, or it writes earlier turns anew as the conversation grows.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template; take an instruct model, or "
+                "`streamlm generate` for plain text"
+            )
+        self.start = [] if system is None else [{"role": "system", "content": system}]
+        self.past = [*self.start, ASKED, ANSWERED]
+        before = self._render([*self.start, ASKED]) + ANSWERED["content"]
+        self.closing = self._behind(before, self._render(self.past, answer=False))
+        ends = self.opening("Hi"), self.turn("Why?")
+        whole = self._encode(self._render([*self.past, {"role": "user", "content": "Why?"}]))
+        if (whole[: len(ends[0])], whole[-len(ends[1]) :]) != ends:
+            raise ValueError(f"{self._name()} makes other tokens of a whole conversation than of its turns")
+
+    def _name(self) -> str:
+        return f"the chat template of {self.tokenizer.name_or_path}"
+
+    def _render(self, messages: list[Message], *, answer: bool = True) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answer
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self._name()} refuses the conversation: {error}") from error
+        return text
+
+    def _behind(self, before: str, whole: str) -> str:
+        if not whole.startswith(before):
+            raise ValueError(f"{self._name()} writes earlier turns anew; it cannot be fed turn by turn")
+        return whole[len(before) :]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def _turn(self, user: str) -> str:
+        past = self._render(self.past, answer=False)
+        return self._behind(past, self._render([*self.past, {"role": "user", "content": user}]))
+
+    def opening(self, user: str) -> list[int]:
+        """Return the tokens of the first turn, up to where the answer begins."""
+        return self._encode(self._render([*self.start, {"role": "user", "content": user}]))
+
+    def turn(self, user: str) -> list[int]:
+        """Return the tokens from the end of an answer to where the next one begins."""
+        return self._encode(self.closing + self._turn(user))
+
+    def n_sink(self) -> int:
+        """Return how many sinks keep the whole system prompt, at least four.
+
+        Sinks are a stream's first tokens, never evicted: with the system turn among them, the model reads its
+        instructions however long the conversation grows.
+        """
+        whole, turn = self._render([*self.start, ASKED]), self._turn(ASKED["content"])
+        system = whole.removesuffix(turn) if whole.endswith(turn) else ""
+        if self.start and not system:  # some templates put it into the first turn of the user
+            told = self.start[0]["content"].strip()
+            system = whole[: whole.index(told) + len(told)] if told in whole else ""  # some leave it out
+        return max(LEAST_SINKS, len(self._encode(system)))
+
+
+class Conversation:
+    """Turns over one cache.
+
+    Args:
+        model: prepared for `SinkCache`.
+        template: of its tokenizer.
+        cache: empty.
+        sampling: how tokens are drawn.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        template: ChatTemplate,
+        cache: SinkCache,
+        sampling: Sampling,
+        max_new_tokens: int,
+    ) -> None:
+        self.model, self.template, self.cache = model, template, cache
+        self.sampling, self.max_new_tokens = sampling, max_new_tokens
+        self.stop_ids = stop_ids(model, template.tokenizer)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was said."""
+        self.cache.reset()
+        self.sampler = Sampler(self.sampling)
+        self.messages: list[Message] = list(self.template.start)
+        self.unread: list[int] = []  # of the stream, not fed yet
+
+    def ask(self, user: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Yield the answer to `user`, a piece for each token; the piece may be empty.
+
+        Args:
+            user: what is said.
+            stopped: asked between two passes; if true, the answer ends where it is. What was not read yet
+                is read with the next turn, so that the conversation stays whole.
+        """
+        begun = any(message["role"] == "user" for message in self.messages)
+        self.unread += self.template.turn(user) if begun else self.template.opening(user)
+        answer = {"role": "assistant", "content": ""}
+        self.messages += [{"role": "user", "content": user}, answer]
+        writing = Writing(
+            self.template.tokenizer,
+            self.sampler,
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self.stop_ids,
+        )
+        while not stopped():
+            part, rest = self.unread[:CHUNK], self.unread[CHUNK:]
+            logits = read_tokens(self.model, self.cache, torch.tensor([part], device=self.model.device))
+            self.unread = rest
+            if rest:
+                continue
+            piece = writing.draw(logits[0])
+            answer["content"] = writing.text
+            if writing.ended_by == "stop token":
+                return
+            self.unread = writing.tokens[-1:]
+            yield piece
+            if writing.ended_by is not None:
+                return

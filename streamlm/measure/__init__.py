@@ -1,0 +1,1 @@
+"""What is measured: losses of a stream, time and memory of a decoded token."""

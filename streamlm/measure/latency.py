@@ -1,0 +1,238 @@
+"""Time and memory per decoded token at a full cache, by any method.
+
+All methods of one capacity are decoded in one process and take turns, so that a noisy neighbour meets all and
+their times can be compared turn by turn.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.measure.device import choose_device, describe_compute, parse_dtype, use_threads
+from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
+from streamlm.measure.memory import held_bytes, measure_rise
+from streamlm.cache.models import model_title, prepare, read_model, trained_length
+from streamlm.measure.progress import progress
+from streamlm.records import Record, hash_ids
+from streamlm.measure.scoring import check_ids
+from streamlm.stats import trend
+
+PROTOCOL = "greedy decoding at a full cache, methods in turns, every step awaited"
+LONG_RUN_PARTS = 60  # medians that are kept of a long run
+YOUNG_TOKENS = 50  # tokens after which the stream beside a long run begins anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """How much is decoded, in tokens.
+
+    Raises:
+        ValueError: if a number is too small.
+    """
+
+    warmup_tokens: int  # before the first run, not timed
+    timed_tokens: int  # a run
+    recompute_tokens: int  # a run of `recompute`, whose every token costs a pass over the whole cache
+    runs: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 2 if name == "runs" else 1
+            if value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+@torch.inference_mode()
+def measure_latency(
+    *,
+    model_dir: Path | str,
+    ids: np.ndarray,
+    dataset: str,
+    capacity: int,
+    sides: Sequence[tuple[str, int]],
+    latency: LatencyConfig,
+    dtype: str = "float32",
+    device: str = "auto",
+    torch_threads: int | str = "auto",
+    title: str | None = None,
+) -> list[Record]:
+    """Time decoding by several methods in turns; return a record of each.
+
+    Args:
+        model_dir: a transformers model folder.
+        ids: (N,) token ids of a text, N >= capacity; the first fill the caches.
+        dataset: the true name of the text.
+        capacity: tokens that every method holds while it is timed.
+        sides: (method, n_sink) of each record; `dense`, `window` and `recompute` have no sinks.
+        latency: how much is decoded.
+        dtype: name of a torch floating-point type.
+        device: name of a torch device; "auto" is CUDA when present.
+        torch_threads: for CPU arithmetic; "auto" is every core.
+        title: true name of the model, if its folder does not tell it.
+
+    Raises:
+        ValueError: for any mistake in the above.
+    """
+    with _setting(model_dir, ids, dataset, capacity, dtype, device, torch_threads, title) as setting:
+        decoders = [
+            make_decoder(method, n_sink, setting.plain, setting.prepared, setting.prompt)
+            for method, n_sink in sides
+        ]
+        counts = [
+            latency.recompute_tokens if method == "recompute" else latency.timed_tokens for method, _ in sides
+        ]
+        for decoder, count in zip(decoders, counts, strict=True):
+            time_steps(decoder, min(latency.warmup_tokens, count))
+        times: list[list[list[float]]] = [[] for _ in sides]  # of side, run, token
+        with progress(latency.runs, "run") as bar:
+            for _ in range(latency.runs):
+                for decoder, count, runs in zip(decoders, counts, times, strict=True):
+                    runs.append(time_steps(decoder, count))
+                bar.update()
+        return [
+            {
+                **setting.record,
+                "method": method,
+                "n_sink": n_sink,
+                "window_size": capacity - n_sink,
+                "protocol": PROTOCOL,
+                "decoded": {**asdict(latency), "timed_tokens": count},
+                "step_ms": describe_times(runs),
+                "cache_ms": measure_cache(decoder),
+                "kv_bytes": held_bytes(decoder.cache),
+                "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), setting.plain.device),
+            }
+            for (method, n_sink), decoder, count, runs in zip(sides, decoders, counts, times, strict=True)
+        ]
+
+
+@torch.inference_mode()
+def measure_long_run(
+    *,
+    model_dir: Path | str,
+    ids: np.ndarray,
+    dataset: str,
+    capacity: int,
+    n_sink: int,
+    tokens: int,
+    dtype: str = "float32",
+    device: str = "auto",
+    torch_threads: int | str = "auto",
+    title: str | None = None,
+) -> Record:
+    """Time one long run of `streaming` against young streams; return its record, with the trend of the ratio.
+
+    Between its tokens, those of a second stream are timed, which every `YOUNG_TOKENS` begins anew: whatever
+    slows the machine meets both, and what the length of a stream costs is left.
+
+    Args:
+        tokens: that are decoded behind a full cache; the others are those of `measure_latency`.
+    """
+    with _setting(model_dir, ids, dataset, capacity, dtype, device, torch_threads, title) as setting:
+        make = partial(make_decoder, "streaming", n_sink, setting.plain, setting.prepared, setting.prompt)
+        old, young = make(), make()
+        assert isinstance(young.cache, SinkCache)
+        begin = young.cache.state_dict()
+        step_ms = np.empty((2, tokens))  # of the long stream, of the young ones
+        with progress(tokens, "token") as bar:
+            for i in range(tokens):
+                if i % YOUNG_TOKENS == 0:
+                    young.cache = SinkCache(setting.prepared.config, n_sink, capacity - n_sink)
+                    young.cache.load_state_dict(begin)
+                pair = (old, young) if i % 2 else (young, old)
+                times = {decoder: time_steps(decoder, 1)[0] for decoder in pair}
+                step_ms[:, i] = times[old], times[young]
+                bar.update()
+        parts = np.array_split(step_ms, min(LONG_RUN_PARTS, tokens), axis=1)
+        seen = capacity + np.cumsum([part.shape[1] for part in parts])
+        medians, control = np.transpose([np.median(part, axis=1) for part in parts])
+        return {
+            **setting.record,
+            "method": "streaming",
+            "n_sink": n_sink,
+            "window_size": capacity - n_sink,
+            "protocol": PROTOCOL,
+            "decoded": {"timed_tokens": tokens},
+            "tokens_seen": seen.tolist(),  # at the end of each part of the run
+            "step_ms": {
+                "median": float(np.median(step_ms[0])),
+                "p95": _p95(step_ms[0]),
+                "parts": medians.tolist(),
+                "young_parts": control.tolist(),
+            },
+            "trend_percent_per_1000_tokens": trend(100 * medians / control, seen / 1000),
+            "kv_bytes": held_bytes(old.cache),
+        }
+
+
+def describe_times(runs: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return median and 95th percentile over all tokens, and the runs' medians, in ms."""
+    everything = [ms for run in runs for ms in run]
+    medians = [float(np.median(run)) for run in runs]
+    return {
+        "median": float(np.median(everything)),
+        "p95": _p95(everything),
+        "runs": medians,
+        "spread": [min(medians), max(medians)],
+    }
+
+
+def _p95(times: Sequence[float] | np.ndarray) -> float:
+    return float(np.quantile(times, 0.95))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    plain: PreTrainedModel
+    prepared: PreTrainedModel  # the same weights
+    prompt: Tensor  # (1, capacity)
+    record: Record
+
+
+@contextmanager
+def _setting(
+    model_dir: Path | str,
+    ids: np.ndarray,
+    dataset: str,
+    capacity: int,
+    dtype: str,
+    device: str,
+    torch_threads: int | str,
+    title: str | None,
+) -> Iterator[_Setting]:
+    """Load the model, plain and prepared, and begin the record."""
+    if len(ids) < capacity:
+        raise ValueError(f"{len(ids)} tokens do not fill a cache of {capacity}; take a longer text")
+    use_threads(torch_threads)
+    device = choose_device(device)
+    plain = read_model(model_dir, dtype=parse_dtype(dtype), device=device)
+    check_ids(ids, plain.config.get_text_config(decoder=True).vocab_size)
+    prompt = torch.as_tensor(ids[None, :capacity], dtype=torch.int64, device=plain.device)
+    record = {
+        "model": model_title(plain) if title is None else title,
+        "trained_length": trained_length(plain),
+        "dataset": dataset,
+        "capacity": capacity,
+        "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
+        "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "environment": describe_compute(__file__, device=device, dtype=dtype),
+    }
+    with prepare(_twin(plain)) as prepared:
+        yield _Setting(plain, prepared, prompt, record)
+
+
+def _twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a second model on the same weights."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)

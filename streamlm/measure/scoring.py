@@ -1,0 +1,150 @@
+"""Per-token losses of a stream: in blocks under sinks + window, or with the window encoded anew."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from streamlm.cache.attention import QUERY_BLOCK
+from streamlm.cache.sink_cache import POSITION_LIMIT, SinkCache
+from streamlm.measure.checkpoint import Checkpoint
+from streamlm.config import StreamConfig
+
+CHUNK = 1024  # tokens per pass through the model
+HEAD_BLOCK = 128  # tokens per product with the vocabulary: 128 x 49,152 float32 logits are 25 MB
+
+
+@torch.inference_mode()
+def score_stream(
+    model: PreTrainedModel,
+    ids: np.ndarray,
+    cfg: StreamConfig,
+    *,
+    chunk: int = CHUNK,
+    query_block: int = QUERY_BLOCK,
+    position_limit: int = POSITION_LIMIT,
+    storage: torch.dtype | None = None,
+    checkpoint: Checkpoint | None = None,
+    on_progress: Callable[[np.ndarray], object] | None = None,
+) -> tuple[np.ndarray, SinkCache]:
+    """Return the loss of every token of a stream but the first, and the cache as it stands at the end.
+
+    The losses are those of decoding token by token through a cache of n_sink + window_size, computed in
+    blocks. Memory does not grow with the stream, but for ids and losses.
+
+    Args:
+        model: prepared for `SinkCache`.
+        ids: (N,) token ids, N >= 2; one stream, scored exactly as given.
+        cfg: cache geometry, in tokens.
+        chunk: tokens per pass through the model; changes speed and nothing else.
+        query_block: queries per attention block; likewise.
+        position_limit: see `SinkCache`.
+        storage: see `SinkCache`.
+        checkpoint: goes on from what it holds, and keeps the state from time to time.
+        on_progress: called with the losses so far, after every pass.
+
+    Returns:
+        (N-1,) losses in nats, float32 or wider; and the cache.
+
+    Raises:
+        ValueError: if there are fewer than two ids, or one is outside the vocabulary.
+    """
+    check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
+    cfg = cfg.within(len(ids) - 1)
+    cache = SinkCache(
+        model.config,
+        n_sink=cfg.n_sink,
+        window_size=cfg.window_size,
+        position_limit=position_limit,
+        query_block=query_block,
+        storage=storage,
+    )
+    stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+    losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
+    done = 0 if checkpoint is None else checkpoint.restore(losses, cache, model.device)
+    for start in range(done, len(losses), chunk):
+        part = stream[start : start + chunk + 1]
+        hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
+        losses[start : start + chunk] = _losses(model.get_output_embeddings(), hidden, part[1:])
+        so_far = losses[: start + chunk]
+        if checkpoint is not None:
+            checkpoint.keep(so_far, cache)
+        if on_progress is not None:
+            on_progress(so_far)
+    return losses, cache
+
+
+def draw_positions(n_tokens: int, capacity: int, count: int, seed: int) -> np.ndarray:
+    """Return queries past the first eviction, ascending: one from each of `count` equal stretches.
+
+    Args:
+        n_tokens: ids of the stream; its last token is no query, since nothing follows.
+        capacity: tokens held; query `capacity` is the first that misses a key.
+        count: of queries; where there are fewer, all are returned.
+        seed: of the draw.
+    """
+    available = max(0, n_tokens - 1 - capacity)
+    count = min(count, available)
+    places = np.arange(count) + np.random.default_rng(seed).random(count)  # in stretches
+    return capacity + np.minimum(places * available / max(count, 1), available - 1).astype(np.int64)
+
+
+@torch.inference_mode()
+def recompute_losses(
+    model: PreTrainedModel,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    capacity: int,
+    *,
+    on_progress: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, SinkCache]:
+    """Return the losses after some queries whose last `capacity` tokens are encoded from scratch.
+
+    Args:
+        model: prepared for `SinkCache`.
+        ids: (N,) token ids of the stream.
+        positions: (M,) queries, each from capacity - 1 to N - 2.
+        capacity: tokens that are encoded, the query included, at positions 0 .. capacity - 1.
+        on_progress: called with the number of losses so far.
+
+    Returns:
+        (M,) losses in nats of the tokens behind the queries; and the cache, as one query leaves it.
+
+    Source: arXiv:2309.17453, figure 1 (c), "sliding window with re-computation".
+    """
+    cache = SinkCache(model.config, n_sink=0, window_size=capacity)
+    stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+    losses = np.empty(len(positions), np.float64 if model.dtype == torch.float64 else np.float32)
+    for i, position in enumerate(positions.tolist()):
+        cache.reset()
+        seen = stream[position - capacity + 1 : position + 1]
+        hidden = model.base_model(seen[None], past_key_values=cache).last_hidden_state[0, -1:]
+        target = stream[position + 1 : position + 2]
+        losses[i : i + 1] = _losses(model.get_output_embeddings(), hidden, target)
+        if on_progress is not None:
+            on_progress(i + 1)
+    return losses, cache
+
+
+def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> np.ndarray:
+    """Return the losses (T,) of hidden states (T, H) without ever holding all T x V logits."""
+    parts = zip(hidden.split(HEAD_BLOCK), targets.split(HEAD_BLOCK), strict=True)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    losses = [
+        nn.functional.cross_entropy(head(rows).to(wide), target, reduction="none") for rows, target in parts
+    ]
+    return torch.cat(losses).cpu().numpy()
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError unless `ids` is a stream that a model with this vocabulary can score."""
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} token(s) give no loss; at least 2 are needed")
+    bad = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(bad):
+        raise ValueError(
+            f"token id {bad[0]} is outside the vocabulary of {vocab_size}; "
+            "were the ids made with another model's tokenizer?"
+        )

@@ -1,0 +1,1 @@
+"""The same measurements under NVIDIA kvpress."""

@@ -1,0 +1,270 @@
+"""Decoding at a fixed budget: streamlm, kvpress as it is, and kvpress used so that it equals the paper."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.measure.device import now
+from streamlm.measure.memory import held_bytes
+from streamlm.cache.models import prepare
+from streamlm.presses.adapter import attached, make_decoding_press
+from streamlm.presses.setting import Texts, name_text, open_setting, step
+from streamlm.presses.grammar import Press, check_budgets
+from streamlm.records import Record
+from streamlm.stats import BootstrapConfig
+
+PROTOCOL = "streaming decode: a prompt fills all but one entry, then every token is decoded by itself"
+OURS = "streamlm"
+TURN = 40  # tokens that one method decodes before the next takes over
+ROUNDS = 20  # of eviction, after which the survivors are reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """What is decoded.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    capacity: int  # entries that a query sees, its own included
+    tokens: int  # decoded after a prompt of capacity - 1
+    interval: int  # tokens between two evictions of kvpress as it is
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+
+    @property
+    def n_ids(self) -> int:
+        """Token ids used; the last is only predicted."""
+        return self.capacity + self.tokens
+
+
+@dataclass
+class Survivors:
+    """How many sinks and recent tokens the first layer holds after every round of eviction."""
+
+    n_sink: int
+    target: int  # tokens kept in a round
+    interval: int  # tokens between two rounds
+    held: Tensor | None = None  # (Hkv, n_held) positions in the text
+    n_seen: int = 0
+    sinks: list[float] = field(default_factory=list)  # mean over the heads, of n_sink
+    recent: list[float] = field(default_factory=list)  # mean over the heads, of target - n_sink
+
+    def watch(self, press: Any) -> None:
+        """Follow what `press` keeps, and raise ValueError where a layer keeps another number than `target`.
+
+        In the first layer it is asked twice, the second time with positions in place of values.
+        """
+        compress = press.compress
+
+        def call(module: Any, hidden: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Any:
+            if module.layer_idx == 0:
+                places = self._places(keys)[None, :, :, None].expand_as(values)
+                self._note(compress(module, hidden, keys, places, *rest)[1][0, :, :, 0])
+            kept = compress(module, hidden, keys, values, *rest)
+            if kept[0].shape[2] != self.target:
+                raise ValueError(f"kvpress keeps {kept[0].shape[2]} tokens where the budget is {self.target}")
+            return kept
+
+        press.compress = call
+
+    def _places(self, keys: Tensor) -> Tensor:
+        """Return the positions (Hkv, T) of keys (1, Hkv, T, D): those held before, and the new ones."""
+        n_heads, n_held = keys.shape[1:3]
+        old = (
+            torch.empty(n_heads, 0, dtype=torch.int64, device=keys.device) if self.held is None else self.held
+        )
+        new = self.n_seen + torch.arange(n_held - old.shape[1], device=keys.device)
+        self.n_seen += len(new)
+        return torch.cat((old, new.expand(n_heads, -1)), dim=1)
+
+    def _note(self, kept: Tensor) -> None:
+        self.held = kept
+        n_recent = self.target - self.n_sink
+        self.sinks.append(float((kept < self.n_sink).sum(-1).float().mean()))
+        self.recent.append(float((kept >= self.n_seen - n_recent).sum(-1).float().mean()))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the numbers after every round, and after `ROUNDS` of them."""
+        after = ROUNDS if len(self.sinks) >= ROUNDS else len(self.sinks)
+        return {
+            "interval": self.interval,
+            "sinks": self.sinks,
+            "recent": self.recent,
+            "after_rounds": after,
+            "sinks_after": self.sinks[after - 1] if after else None,
+            "recent_after": self.recent[after - 1] if after else None,
+        }
+
+
+@dataclass
+class Stream:
+    """One way to decode, and what it has shown so far."""
+
+    cache: Cache
+    around: Callable[[], AbstractContextManager[Any]]  # in force while it decodes
+    in_text: bool = False  # whether tokens stand where they stand in the text; else the cache decides
+    survivors: Survivors | None = None
+    prefill_sec: float = 0.0
+    hidden: list[Tensor] = field(default_factory=list)  # (1, H) of every token
+    step_ms: list[float] = field(default_factory=list)
+    kv_bytes: int = 0  # the most after a step
+
+
+@torch.inference_mode()
+def measure_decoding(
+    *,
+    model_dir: Path | str,
+    texts: Texts,
+    n_sink: int,
+    decode: DecodeConfig,
+    bootstrap: BootstrapConfig,
+    dtype: str = "float32",
+    device: str = "auto",
+    torch_threads: int | str = "auto",
+    title: str | None = None,
+) -> tuple[Record, np.ndarray]:
+    """Decode each text by every method in turns; return the record and the losses.
+
+    With R = capacity - n_sink - 1 recent tokens kept after a step, the methods are ``dense``; ``streamlm``,
+    `window_size` = R + 1; ``kvpress_faithful``, DecodingPress over KeyRerotationPress over
+    StreamingLLMPress after every token; and ``kvpress_every_1`` and ``kvpress_every_{interval}``,
+    DecodingPress over StreamingLLMPress as kvpress has it, tokens at their positions in the text.
+
+    Args:
+        model_dir: a transformers model folder.
+        texts: token ids (N,), N >= decode.n_ids, by the true name of the text.
+        n_sink: first tokens kept.
+        decode: how much is held and decoded.
+        bootstrap: settings of the intervals.
+        dtype: name of a torch floating-point type.
+        device: name of a torch device; "auto" is CUDA when present.
+        torch_threads: for CPU arithmetic; "auto" is every core.
+        title: true name of the model, if its folder does not tell it.
+
+    Returns:
+        the record, with an entry in `texts` for each and in it `methods` in the order above; float32 losses
+        in nats, (texts, methods, tokens).
+
+    Raises:
+        ValueError: for any mistake in the above.
+    """
+    check_budgets([decode.capacity - 1], n_sink, decode.n_ids)
+    setting = open_setting(
+        module=__file__,
+        model_dir=model_dir,
+        texts=texts,
+        n_ids=decode.n_ids,
+        bootstrap=bootstrap,
+        dtype=dtype,
+        device=device,
+        torch_threads=torch_threads,
+        title=title,
+    )
+    entries, losses = [], []
+    for dataset, ids in setting.texts.items():
+        streams = open_streams(setting.model, n_sink, decode)
+        agreements = decode_in_turns(setting.model, streams, ids, decode.capacity - 1)
+        methods = {
+            label: {
+                **agreement.describe(bootstrap),
+                **_describe_cost(streams[label], streams[OURS]),
+            }
+            for label, agreement in agreements.items()
+        }
+        entries.append({**name_text(dataset, ids), "methods": methods})
+        losses.append([agreement.losses for agreement in agreements.values()])
+    record = {
+        **setting.record,
+        "n_sink": n_sink,
+        "protocol": PROTOCOL,
+        "decoded": asdict(decode) | {"prompt_tokens": decode.capacity - 1, "turn_tokens": TURN},
+        "texts": entries,
+    }
+    return record, np.array(losses, dtype=np.float32)
+
+
+def open_streams(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict[str, Stream]:
+    """Return every method with an empty cache, by label."""
+    scorer = Press("StreamingLLMPress", {"n_sink": n_sink})
+    faithful = Press("KeyRerotationPress", inner=scorer)
+    target = decode.capacity - 1
+
+    def pressed(press: Press, interval: int) -> Stream:
+        made = make_decoding_press(press, model, target, interval)
+        survivors = Survivors(n_sink, target, interval)
+        survivors.watch(made)
+        around = partial(attached, made.forward_hook, model)
+        return Stream(DynamicCache(config=model.config), around, press is scorer, survivors)
+
+    sinks = SinkCache(model.config, n_sink=n_sink, window_size=decode.capacity - n_sink)
+    return {
+        "dense": Stream(DynamicCache(config=model.config), nullcontext),
+        OURS: Stream(sinks, partial(prepare, model)),
+        "kvpress_faithful": pressed(faithful, 1),
+        **{
+            f"kvpress_every_{interval}": pressed(scorer, interval)
+            for interval in dict.fromkeys((1, decode.interval))
+        },
+    }
+
+
+def decode_in_turns(
+    model: PreTrainedModel, streams: dict[str, Stream], ids: Tensor, n_prompt: int
+) -> dict[str, Agreement]:
+    """Feed ids (N,) to every stream, the first `n_prompt` in one pass, then one by one.
+
+    Return how each agrees with the dense one; the last id is only predicted. The streams take turns, so
+    that a busy machine meets all of them.
+    """
+    model.base_model(ids[None, :n_prompt])  # a first pass is slower
+    for stream in streams.values():
+        with stream.around():
+            begin = now(ids.device)
+            model.base_model(ids[None, :n_prompt], past_key_values=stream.cache)
+            stream.prefill_sec = now(ids.device) - begin
+    for first in range(n_prompt, len(ids) - 1, TURN):
+        for stream in streams.values():
+            with stream.around():
+                for place in range(first, min(first + TURN, len(ids) - 1)):
+                    position = place if stream.in_text else None
+                    state, step_ms = step(model, ids[None, place : place + 1], stream.cache, position)
+                    stream.hidden.append(state)
+                    stream.step_ms.append(step_ms)
+                    stream.kv_bytes = max(stream.kv_bytes, held_bytes(stream.cache))
+    hidden = [torch.cat(stream.hidden) for stream in streams.values()]
+    agreements = compare_hidden(model.get_output_embeddings(), hidden, ids[n_prompt + 1 :])
+    return dict(zip(streams, agreements, strict=True))
+
+
+def _describe_cost(stream: Stream, ours: Stream) -> dict[str, Any]:
+    """Return times, memory and survivors; ratios are those of the medians of a turn to ours in it."""
+    ends = range(TURN, len(stream.step_ms), TURN)
+    turns, same = (
+        [np.median(part) for part in np.split(np.array(times), ends)]
+        for times in (stream.step_ms, ours.step_ms)
+    )
+    ratios = np.divide(turns, same)
+    return {
+        "prefill_sec": stream.prefill_sec,
+        "step_ms": float(np.median(stream.step_ms)),
+        "step_ms_p95": float(np.quantile(stream.step_ms, 0.95)),
+        "step_ratio": float(np.median(ratios)),
+        "step_ratio_spread": [float(ratios.min()), float(ratios.max())],
+        "kv_bytes": stream.kv_bytes,
+        "survivors": None if stream.survivors is None else stream.survivors.describe(),
+    }

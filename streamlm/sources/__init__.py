@@ -1,0 +1,1 @@
+"""Models and texts from archives, folders and hubs: fetched, converted, tokenised."""

