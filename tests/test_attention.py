@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from streamlm.cache.attention import attend, plan_stream, stream_attention, streaming_mask
+from streamlm.cache.attention import attend, plan_attention, stream_attention, streaming_mask
+from streamlm.cache.rope import Rotary
 from streamlm.config import StreamConfig
-from streamlm.cache.rope import Rotary, rotate, rotation
 
 HEAD_DIM = 8
 
@@ -28,7 +28,7 @@ def rotated(x, inv_freq, shift=0, n_sink=0):
     """Rotate (1, H, T, D): sinks as their own position, token t >= n_sink as position t - shift."""
     positions = torch.arange(x.shape[2])
     positions = torch.where(positions < n_sink, positions, positions - shift)
-    return rotate(x, *rotation(inv_freq, positions, x.dtype))
+    return Rotary(inv_freq).by(positions, x.dtype).apply(x)
 
 
 def test_streaming_mask_is_the_picture_in_its_docstring():
@@ -76,7 +76,7 @@ def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, blo
     inv_freq, total = frequencies(3), n_past + n_new
     q, k, v = random_qkv(total)
     held = [*range(2), *range(n_past - cfg.window_size + 1, total)]
-    plan = plan_stream(
+    plan = plan_attention(
         cfg, Rotary(inv_freq), n_past=n_past, n_new=n_new, dtype=q.dtype, shift=shift, block=block
     )
     later = attend(
@@ -96,9 +96,9 @@ def test_bfloat16_error_is_at_most_twice_that_of_a_plain_bfloat16_attention():
     cfg = StreamConfig(n_sink=2, window_size=99)  # nothing evicted: plain causal attention
     q, k = rotated(q, inv_freq), rotated(k, inv_freq)
     exact = stream_attention(q, k, v, cfg, Rotary(inv_freq))
-    narrow = [x.bfloat16() for x in (q, k, v)]
-    ours = stream_attention(*narrow, cfg, Rotary(inv_freq))
-    q, k, v = narrow[0], *(x.repeat_interleave(2, 1) for x in narrow[1:])
+    rounded = [x.bfloat16() for x in (q, k, v)]
+    ours = stream_attention(*rounded, cfg, Rotary(inv_freq))
+    q, k, v = rounded[0], *(x.repeat_interleave(2, 1) for x in rounded[1:])
     future = torch.ones(64, 64, dtype=torch.bool).triu(1)
     scores = (q @ k.transpose(-2, -1) * HEAD_DIM**-0.5).masked_fill(future, -torch.inf)
     plain = scores.float().softmax(-1).bfloat16() @ v

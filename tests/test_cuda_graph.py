@@ -7,9 +7,9 @@ from test_sink_cache import feed, random_ids
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from streamlm.cache.sink_cache import SinkCache
 from streamlm.cache.cuda_graph import CapturedStep, cuda_graph
 from streamlm.cache.models import prepare
+from streamlm.cache.sink_cache import SinkCache
 
 
 def trace(run):

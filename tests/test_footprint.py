@@ -3,10 +3,16 @@ import torch
 from conftest import MODELS, tiny_llama
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, MistralForCausalLM
 
+from streamlm.cache.footprint import (
+    dense_bytes,
+    describe_costs,
+    describe_layout,
+    read_config,
+    sink_cache_bytes,
+)
+from streamlm.cache.models import prepare, rotary_frequencies
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
-from streamlm.cache.footprint import dense_bytes, describe_costs, describe_layout, read_config, sink_cache_bytes
-from streamlm.cache.models import prepare, rotary_frequencies
 
 
 def tiny_mistral():
@@ -21,13 +27,13 @@ def tiny_mistral():
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), tiny_mistral])
-@pytest.mark.parametrize("storage", [None, torch.int8, torch.bfloat16])
-def test_bytes_of_a_cache_are_those_it_takes(make, storage):
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.bfloat16])
+def test_bytes_of_a_cache_are_those_it_takes(make, kv_dtype):
     model, cfg = make(), StreamConfig(n_sink=3, window_size=9)
-    cache = SinkCache(model.config, n_sink=3, window_size=9, storage=storage)
+    cache = SinkCache(model.config, n_sink=3, window_size=9, kv_dtype=kv_dtype)
     with prepare(model):
         model(torch.arange(30)[None], past_key_values=cache)
-    assert sink_cache_bytes(describe_layout(model.config), cfg, model.dtype, storage) == cache.nbytes
+    assert sink_cache_bytes(describe_layout(model.config), cfg, model.dtype, kv_dtype) == cache.nbytes
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), tiny_mistral])
@@ -52,7 +58,7 @@ def test_layout_is_read_from_the_config(tmp_path):
 
 
 @pytest.mark.parametrize("make", MODELS.values())
-def test_rotary_features_are_those_that_the_model_turns(make):
+def test_rotary_features_are_those_that_the_model_rotates(make):
     model = make()
     assert describe_layout(model.config).rotary_size == 2 * len(rotary_frequencies(model))
 

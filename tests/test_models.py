@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from streamlm.config import StreamConfig
 from streamlm.cache.models import prepare
+from streamlm.config import StreamConfig
 from streamlm.measure.scoring import score_stream
 
 GEOMETRIES = {"n_sink": st.integers(0, 6), "window_size": st.integers(1, 24)}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from streamlm.cache.sink_cache import SinkCache
 from streamlm.cache.models import prepare
-from streamlm.cache.ring import NarrowRing
+from streamlm.cache.ring import QuantizedRing
 from streamlm.cache.rope import Rotary
+from streamlm.cache.sink_cache import SinkCache
 
 ORACLES = {"llama": reference.llama_losses, "neox": reference.neox_losses}
 GEOMETRIES = {"n_sink": st.integers(0, 5), "window_size": st.integers(1, 16)}
@@ -168,15 +168,36 @@ def test_copied_cache_goes_its_own_way():
         assert_close(feed(model, cache, other, [1]), expected)
 
 
+def test_cache_whose_pass_broke_off_must_be_reset():
+    ids = random_ids(1, 20)
+    with prepare(tiny_llama()) as model:
+        expected = feed(model, SinkCache(model.config, 3, 9), ids, [1])
+        cache = SinkCache(model.config, 3, 9)
+        feed(model, cache, ids, [5])
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, 5:6], past_key_values=cache)
+        hook.remove()
+        with pytest.raises(ValueError, match=r"broke off, so its layers differ; reset\(\) it"):
+            model(ids[:, 5:6], past_key_values=cache)
+        cache.reset()
+        assert_close(feed(model, cache, ids, [1]), expected)
+
+
 def test_layers_unlike_each_other_get_stores_of_their_own():
     """As on several devices: memory is exact once each layer has shown where it is."""
     cache, rotary = SinkCache(tiny_llama().config, 3, 9), Rotary(torch.ones(4))
     for n_new in (20, 1, 1):
-        cache.begin(n_new, rotary, torch.float32, None)
+        cache._begin_pass(n_new, rotary, torch.float32, None)
         for i, dtype in enumerate((torch.float32, torch.float64)):
             states = torch.ones(1, 2, n_new, 8, dtype=dtype)
             keys, _ = cache.update(states, states, i)
             assert keys.dtype == dtype
+        cache._end_pass()
     assert cache.nbytes == 2 * (2 * 12 + 3) * 8 * (4 + 8)
     assert keys.data_ptr() == cache.layers[1].keys.data_ptr()
 
@@ -199,39 +220,39 @@ def test_model_dispatched_by_accelerate_gives_the_same(tmp_path):
     assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.float16, torch.int8])
 @given(chunks=st.lists(st.integers(1, 20), min_size=1, max_size=3), **GEOMETRIES)
-def test_narrow_window_is_a_window_of_rounded_numbers(storage, chunks, n_sink, window_size):
+def test_quantised_window_is_a_window_of_rounded_numbers(kv_dtype, chunks, n_sink, window_size):
     model, ids = use_float64_angles(tiny_llama()), random_ids(2, 40)
-    rounding = NarrowRing(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 1, storage)
+    rounding = QuantizedRing(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 1, kv_dtype)
 
     class Rounded(SinkCache):
         def update(self, keys, values, layer_idx, *args, **kwargs):
-            if self.step.n_past >= n_sink:
+            if self._pass.n_past >= n_sink:
                 keys, values = rounding.round(keys), rounding.round(values)
             return super().update(keys, values, layer_idx)
 
     with prepare(model):
-        narrow = SinkCache(model.config, n_sink, window_size, storage=storage)
+        quantised = SinkCache(model.config, n_sink, window_size, kv_dtype=kv_dtype)
         expected = feed(model, Rounded(model.config, n_sink, window_size), ids, [1])
-        assert_close(feed(model, narrow, ids, [*chunks, 1]), expected, rtol=0, atol=1e-9)
-        size = 8 * storage.itemsize + (4 if storage == torch.int8 else 0)
-        assert narrow.nbytes == 2 * 2 * 2 * (2 * window_size * size + 3 * n_sink * 8 * 8)
+        assert_close(feed(model, quantised, ids, [*chunks, 1]), expected, rtol=0, atol=1e-9)
+        size = 8 * kv_dtype.itemsize + (4 if kv_dtype == torch.int8 else 0)
+        assert quantised.nbytes == 2 * 2 * 2 * (2 * window_size * size + 3 * n_sink * 8 * 8)
 
 
-@pytest.mark.parametrize("storage", [torch.bfloat16, torch.int8])
-def test_narrow_window_follows_its_rows(storage):
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8])
+def test_quantised_window_follows_its_rows(kv_dtype):
     ids, order, tail = random_ids(3, 20), torch.tensor([2, 0, 0]), random_ids(3, 10, seed=5)
     with prepare(use_float64_angles(tiny_llama())) as model:
-        cache, fresh = (SinkCache(model.config, 3, 9, storage=storage) for _ in range(2))
+        cache, fresh = (SinkCache(model.config, 3, 9, kv_dtype=kv_dtype) for _ in range(2))
         feed(model, cache, ids, [12, 1])
         cache.reorder_cache(order)
         expected = feed(model, fresh, torch.cat((ids[order], tail), dim=1), [1])[:, 20:]
         assert_close(feed(model, cache, tail, [1]), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("storage", [torch.bfloat16, torch.int8])
-def test_narrow_window_follows_pads_and_rebases(storage):
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, torch.int8])
+def test_quantised_window_follows_pads_and_rebases(kv_dtype):
     """Another position rounds otherwise: the error may be that met without pads or rebases."""
     ids, mask = random_ids(2, 40), torch.arange(40) >= torch.tensor([0, 5])[:, None]
     with prepare(use_float64_angles(tiny_llama())) as model:
@@ -240,22 +261,23 @@ def test_narrow_window_follows_pads_and_rebases(storage):
             return feed(model, SinkCache(model.config, 3, 9, **options), ids, chunks, mask)[-1, -10:]
 
         exact = last(ids[1:, 5:], [1])
-        allowed = 2 * (last(ids[1:, 5:], [1], storage=storage) - exact).norm()
-        assert (last(ids, [12, 1], mask.long(), storage=storage) - exact).norm() < allowed
-        assert (last(ids[1:, 5:], [1], storage=storage, position_limit=0) - exact).norm() < allowed
+        allowed = 2 * (last(ids[1:, 5:], [1], kv_dtype=kv_dtype) - exact).norm()
+        assert (last(ids, [12, 1], mask.long(), kv_dtype=kv_dtype) - exact).norm() < allowed
+        assert (last(ids[1:, 5:], [1], kv_dtype=kv_dtype, position_limit=0) - exact).norm() < allowed
         assert allowed < 0.1 * exact.norm()
 
 
 def test_rounding_errs_by_half_a_step():
     x = torch.randn(2, 3, 50, 8, dtype=torch.float64)
-    codes = NarrowRing(x, 1, torch.int8).round(x)
+    codes = QuantizedRing(x, 1, torch.int8).round(x)
     assert ((codes - x).abs() <= x.abs().amax(-1, keepdim=True) / 254 * 1.001).all()
-    assert_close(NarrowRing(x, 1, torch.bfloat16).round(x), x.bfloat16().double(), rtol=0, atol=0)
+    assert_close(QuantizedRing(x, 1, torch.bfloat16).round(x), x.bfloat16().double(), rtol=0, atol=0)
 
 
-def test_unknown_storage_is_refused():
-    with pytest.raises(ValueError, match=r"storage must be None, torch\.bfloat16, .*, got torch\.float32"):
-        SinkCache(tiny_llama().config, storage=torch.float32)
+@pytest.mark.parametrize("kv_dtype", [torch.float32, "int4"])
+def test_unknown_kv_dtype_is_refused(kv_dtype):
+    with pytest.raises(ValueError, match=rf"kv_dtype must be None, bfloat16, float16, int8, got {kv_dtype}"):
+        SinkCache(tiny_llama().config, kv_dtype=kv_dtype)
 
 
 def test_rows_follow_beam_selection():
@@ -295,9 +317,8 @@ def test_four_million_tokens_later_nothing_has_drifted():
         old, fresh = SinkCache(model.config, 4, 16), SinkCache(model.config, 4, 16)
         feed(model, fresh, ids[:, :20], [20])
         feed(model, old, ids[:, :20], [20])
-        for layer in old.layers:  # as if four million tokens had passed and these were the last
-            layer.n_seen += 4_000_000 * layer.cfg.window_size
-        old.shift += 4_000_000 * 16
+        old._state.n_seen += 4_000_000 * 16  # as if these tokens had passed and those fed were the last
+        old._state.shift += 4_000_000 * 16
         difference = losses(feed(model, old, ids[:, 20:], [1]), ids[:, 20:]) - losses(
             feed(model, fresh, ids[:, 20:], [1]), ids[:, 20:]
         )

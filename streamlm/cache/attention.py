@@ -3,8 +3,8 @@
 The block form is exact. What query t sees is fixed by its position alone, so a block of queries needs no
 step-by-step cache: it needs the sinks and the band of keys that its first query still sees. Rotary attention
 reads only distances. In the band the distance in the cache is the true distance. A sink is `t - s` tokens
-away in the text but only `p(t) - s` in the cache, so for the sink scores alone the query is turned from
-its place t to p(t) = min(t, capacity - 1).
+away in the text but only `p(t) - s` in the cache, so for the sink scores alone the query is rotated from
+position t to p(t) = min(t, capacity - 1).
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
-from streamlm.cache.rope import Rotary, rotate, rotation
 
 QUERY_BLOCK = 128  # queries; smaller wastes less of the band, larger makes better matrix products
 
@@ -40,8 +40,8 @@ def streaming_mask(query_pos: Tensor, key_pos: Tensor, cfg: StreamConfig) -> Ten
     Source: arXiv:2309.17453, section 3.2.
     """
     query_pos, key_pos = query_pos[..., :, None], key_pos[..., None, :]
-    behind = query_pos - key_pos  # (..., Tq, Tk)
-    return (behind >= 0) & ((key_pos < cfg.n_sink) | (behind < cfg.window_size))
+    distance = query_pos - key_pos  # (..., Tq, Tk)
+    return (distance >= 0) & ((key_pos < cfg.n_sink) | (distance < cfg.window_size))
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,23 @@ class QueryBlock:
 
 
 @dataclass(frozen=True)
-class StreamPlan:
+class AttentionPlan:
     """What one pass over new tokens shares between layers of one geometry.
 
     The keys of the pass are, oldest first::
 
         the row's sinks | the band: past tokens that the first new query may see | the new tokens
 
-    A sink may stand in the band or among the new tokens as well; there it is hidden.
+    A sink may also be in the band or among the new tokens; there it is hidden.
     """
 
     n_sinks: int  # columns of sinks
-    first_band: int  # token position of the first key behind the sinks
+    first_band: int  # token position of the first key after the sinks
     blocks: tuple[QueryBlock, ...]
-    sink_turn: tuple[Tensor, Tensor] | None  # cos, sin (Tq, R) or (B, 1, Tq, R): each query to p(t)
-    interleaved: bool
+    to_sinks: Rotation | None  # (Tq, R) or (B, 1, Tq, R): each query from its position to p(t)
 
 
-def plan_stream(
+def plan_attention(
     cfg: StreamConfig,
     rotary: Rotary,
     *,
@@ -80,9 +79,9 @@ def plan_stream(
     dtype: torch.dtype,
     shift: int = 0,
     pads: Tensor | None = None,
-    least_pads: int = 0,
+    min_pads: int = 0,
     block: int = QUERY_BLOCK,
-) -> StreamPlan:
+) -> AttentionPlan:
     """Return the plan for `n_new` tokens after `n_past` tokens of one stream, pads counted.
 
     Args:
@@ -93,12 +92,12 @@ def plan_stream(
         dtype: of rotations, at least float32.
         shift: tokens; token t was rotated as position t - shift (sinks as written, with shift 0).
         pads: (B,) left pads of each row, or None if no row has any.
-        least_pads: the fewest left pads of any row.
+        min_pads: the fewest left pads of any row.
         block: queries per block.
     """
     device, end = rotary.inv_freq.device, n_past + n_new
-    n_sinks = max(0, min(cfg.n_sink, end - least_pads))
-    first_band = min(max(least_pads + n_sinks, n_past - cfg.window_size + 1), n_past)
+    n_sinks = max(0, min(cfg.n_sink, end - min_pads))
+    first_band = min(max(min_pads + n_sinks, n_past - cfg.window_size + 1), n_past)
     pad = torch.zeros((), dtype=torch.int64, device=device) if pads is None else pads[:, None]
 
     def tokens(start: int, stop: int) -> Tensor:
@@ -108,11 +107,11 @@ def plan_stream(
     for start in range(n_past, end, block):
         stop = min(start + block, end)
         low = max(first_band, start - cfg.window_size + 1)
-        own, behind = tokens(start, stop) - pad, tokens(low, stop) - pad  # row positions
+        queries, band = tokens(start, stop) - pad, tokens(low, stop) - pad  # positions in the row
         seen = torch.cat(
             (
-                streaming_mask(own, tokens(0, n_sinks), cfg),
-                streaming_mask(own, behind, cfg) & (behind >= n_sinks)[..., None, :],
+                streaming_mask(queries, tokens(0, n_sinks), cfg),
+                streaming_mask(queries, band, cfg) & (band >= n_sinks)[..., None, :],
             ),
             dim=-1,
         )
@@ -124,13 +123,13 @@ def plan_stream(
             )
         )
 
-    own = tokens(n_past, end) - pad
-    turn = own.clamp(max=cfg.capacity - 1) + pad - (tokens(n_past, end) - shift)
-    sink_turn = None
+    positions = tokens(n_past, end) - pad
+    difference = positions.clamp(max=cfg.capacity - 1) + pad - (tokens(n_past, end) - shift)
+    to_sinks = None
     if n_sinks and (pads is not None or shift or end > cfg.capacity):
-        cos, sin = rotation(rotary.inv_freq, turn, dtype)
-        sink_turn = (cos, sin) if pads is None else (cos[:, None], sin[:, None])
-    return StreamPlan(n_sinks, first_band, tuple(blocks), sink_turn, rotary.interleaved)
+        to_sinks = rotary.by(difference, dtype)
+        to_sinks = to_sinks if pads is None else to_sinks.each_row()
+    return AttentionPlan(n_sinks, first_band, tuple(blocks), to_sinks)
 
 
 def _with_dummy(seen: Tensor) -> Tensor:
@@ -141,12 +140,12 @@ def _with_dummy(seen: Tensor) -> Tensor:
     return seen | (own & ~seen.any(-1, keepdim=True))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: StreamPlan, scaling: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scaling: float) -> Tensor:
     """Return softmax attention of the new queries over sinks and band.
 
     Args:
         q: (B, Hq, Tq, D) rotated.
-        k: (B, Hkv, Tk, D) rotated, in the order of `StreamPlan`; Hkv divides Hq.
+        k: (B, Hkv, Tk, D) rotated, in the order of `AttentionPlan`; Hkv divides Hq.
         v: (B, Hkv, Tk, Dv).
         plan: of this pass.
         scaling: of the scores.
@@ -156,43 +155,48 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: StreamPlan, scaling: float) ->
     """
     n_sinks, n_groups = plan.n_sinks, q.shape[1] // k.shape[1]
     q = q * scaling
-    q_sink = q if plan.sink_turn is None else rotate(q, *plan.sink_turn, interleaved=plan.interleaved)
+    q_sink = q if plan.to_sinks is None else plan.to_sinks.apply(q)
     out = v.new_empty(*q.shape[:3], v.shape[-1])
-    for part in plan.blocks:
+    for block in plan.blocks:
         # Query heads that share a key head are folded into the query axis: keys are never repeated.
-        q_part = q[:, :, part.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)  # (B, Hkv, G*Tq, D)
-        sink_part = q_sink[:, :, part.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)
+        to_band, to_sinks = (
+            x[:, :, block.queries].unflatten(1, (-1, n_groups)).flatten(2, 3) for x in (q, q_sink)
+        )  # (B, Hkv, G*Tq, D)
         scores = torch.cat(
             (
-                sink_part @ k[:, :, :n_sinks].transpose(-2, -1),
-                q_part @ k[:, :, part.band].transpose(-2, -1),
+                to_sinks @ k[:, :, :n_sinks].transpose(-2, -1),
+                to_band @ k[:, :, block.band].transpose(-2, -1),
             ),
             dim=-1,
         )  # (B, Hkv, G*Tq, n_sinks + Tband)
-        scores.unflatten(2, (n_groups, -1)).masked_fill_(part.hidden, -torch.inf)
+        scores.unflatten(2, (n_groups, -1)).masked_fill_(block.hidden, -torch.inf)
         # Sum in fp32: in bf16, 256 + 1 == 256.
         weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
-        seen = weights[..., :n_sinks] @ v[:, :, :n_sinks] + weights[..., n_sinks:] @ v[:, :, part.band]
-        out[:, :, part.queries] = seen.unflatten(2, (n_groups, -1)).flatten(1, 2)
+        mixed = weights[..., :n_sinks] @ v[:, :, :n_sinks] + weights[..., n_sinks:] @ v[:, :, block.band]
+        out[:, :, block.queries] = mixed.unflatten(2, (n_groups, -1)).flatten(1, 2)
     return out
 
 
-@dataclass(frozen=True)
-class DecodePlan:
-    """What one decoding step shares between layers: one query, and keys that lie in any order.
+def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scaling: float) -> Tensor:
+    """Return softmax attention of one query per row over keys in any order: softmax does not care.
 
-    Softmax does not care for the order of keys, and the sinks among them are already turned, so this is plain
-    attention.
+    Args:
+        q: (B, Hq, 1, D) rotated.
+        k: (B, Hkv, Tk, D) rotated, sinks included; Hkv divides Hq.
+        v: (B, Hkv, Tk, Dv).
+        visible: (B, 1, 1, Tk) bool where rows differ; None if every key is visible.
+        scaling: of the scores.
+
+    Returns:
+        (B, Hq, 1, Dv)
     """
-
-    visible: Tensor | None  # (B, 1, 1, Tk) bool, where rows differ; None if every key is visible
-
-
-def attend_one(q: Tensor, k: Tensor, v: Tensor, plan: DecodePlan, scaling: float) -> Tensor:
-    """Return softmax attention of one query per row, shapes as in `attend` with Tq = 1."""
-    # Query heads share key heads as they lie: keys are never repeated.
     return torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=plan.visible, scale=scaling, enable_gqa=True
+        q,
+        k,
+        v,
+        attn_mask=visible,
+        scale=scaling,
+        enable_gqa=True,  # shares key heads without a copy
     )
 
 
@@ -215,6 +219,6 @@ def stream_attention(
     Source: arXiv:2309.17453, section 3.2.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    plan = plan_stream(cfg, rotary, n_past=0, n_new=q.shape[2], dtype=dtype, block=block)
+    plan = plan_attention(cfg, rotary, n_past=0, n_new=q.shape[2], dtype=dtype, block=block)
     k, v = (torch.cat((x[:, :, : plan.n_sinks], x), dim=2) for x in (k, v))
     return attend(q, k, v, plan, q.shape[-1] ** -0.5)

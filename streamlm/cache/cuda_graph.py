@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamlm.cache.attention import DecodePlan
+from streamlm.cache.plan import DecodePlan, PassPlan, slot_of
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.cache.plan import CacheStep, DecodeStep, slot_of
 
-Run = Callable[[], Tensor]
+Step = Callable[[], Tensor]
 
 
-def cuda_graph(run: Run) -> Run:
+def cuda_graph(run: Step) -> Step:
     """Return a replay of what `run` does on its GPU; it may read and write fixed addresses only."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -37,7 +36,7 @@ class CapturedStep:
     """A decoding step without the time that Python takes to launch it.
 
     All that changes from token to token lies at fixed addresses: ring and sinks in the cache; the token, its
-    position and its slots here. Before a replay the sinks are turned, and position and slots are set; the
+    position and its slots here. Before a replay the sinks are rotated, and position and slots are set; the
     rest is the graph.
 
     Args:
@@ -50,51 +49,50 @@ class CapturedStep:
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: SinkCache, capture: Callable[[Run], Run] = cuda_graph
+        self, model: PreTrainedModel, cache: SinkCache, capture: Callable[[Step], Step] = cuda_graph
     ) -> None:
         self.model, self.cache = model, cache
+        self.dtype = torch.promote_types(model.dtype, torch.float32)  # of rotations
         self.addresses = self._check()
-        batch = cache.stores[0].keys.shape[1]
-        self.tokens = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+        stores = cache._stores
+        self.tokens = torch.zeros(stores[0].keys.shape[1], 1, dtype=torch.int64, device=model.device)
         self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         self.slots = {
             (store.cfg, store.device): torch.zeros(1, dtype=torch.int64, device=store.device)
-            for store in cache.stores
+            for store in stores
         }
         plans: dict[Any, Any] = {
-            key: DecodeStep(DecodePlan(None), slot, key[0].capacity) for key, slot in self.slots.items()
+            key: DecodePlan(slot, n_held=key[0].capacity) for key, slot in self.slots.items()
         }
-        cache.frozen = replace(self._advance(), position=self.position, planned=plans)
+        cache._captured_pass = replace(self._advance(), position=self.position, planned=plans)
         try:
             self.replay = capture(self._run)
         finally:
-            cache.frozen = None
+            cache._captured_pass = None
 
     def _check(self) -> list[int]:
         """Return where the cache lies, if a step of it can be captured or replayed."""
-        n_seen, capacity, pads = self.cache.get_seq_length(), self.cache.capacity, self.cache.padding.pads
-        if n_seen < capacity or pads is not None:
+        state, capacity = self.cache._state, self.cache.capacity
+        if state.n_seen < capacity or state.padding.pads is not None:
             raise ValueError(
                 "a step can be captured and replayed while the cache is full, and without left pads; "
-                f"{n_seen} tokens were seen of {capacity}, pads: {pads}"
+                f"{state.n_seen} tokens were seen of {capacity}, pads: {state.padding.pads}"
             )
-        return [store.keys.data_ptr() for store in self.cache.stores]
+        return [store.keys.data_ptr() for store in self.cache._stores]
 
-    def _advance(self) -> CacheStep:
-        """Turn the sinks for the next token, and set its position and its slots."""
-        last = self.cache.step
-        assert last is not None
-        step = self.cache.begin(1, last.rotary, last.dtype, None)
-        self.position.fill_(step.n_past - step.shift)
+    def _advance(self) -> PassPlan:
+        """Rotate the sinks for the next token, and set its position and its slots."""
+        plan = self.cache._plan_pass(1, self.model.base_model.active_pass.rotary, self.dtype, None)
+        self.position.fill_(plan.n_past - plan.shift)
         for (cfg, _), slot in self.slots.items():
-            slot.fill_(slot_of(step.n_past, cfg))
-        return step
+            slot.fill_(slot_of(plan.n_past, cfg))
+        return plan
 
     @torch.no_grad()
     def _run(self) -> Tensor:
+        """Return the logits of a rehearsal: the token is not counted."""
         logits: Tensor = self.model(self.tokens, past_key_values=self.cache).logits
-        for layer in self.cache.layers:
-            layer.n_seen -= 1  # this was a rehearsal
+        self.cache._state.n_seen -= 1
         return logits
 
     @torch.no_grad()
@@ -112,6 +110,5 @@ class CapturedStep:
         self._advance()
         self.tokens.copy_(tokens)
         logits = self.replay()
-        for layer in self.cache.layers:
-            layer.n_seen += 1
+        self.cache._state.n_seen += 1
         return logits

@@ -17,14 +17,14 @@ SCALE_BYTES = 4  # of an int8 key or value: a float32 for each token and head
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What decides the size of a cache, and how positions are told."""
+    """What decides the size of a cache, and how it rotates."""
 
     model_type: str
     layers: int
     heads: int  # of queries
     kv_heads: int
     head_size: int
-    rotary: str  # its kind
+    rotary: str  # its type
     rotary_size: int  # features of a head that rotate
     rotary_theta: float | None
     trained_length: int | None  # positions
@@ -50,7 +50,7 @@ def read_config(folder: Path | str) -> PretrainedConfig:
 
 
 def describe_layout(config: PretrainedConfig) -> Layout:
-    """Return the layout that a model's config tells.
+    """Return the layout that a model's config gives.
 
     Raises:
         ValueError: if it is of a kind without attention heads.
@@ -89,7 +89,7 @@ def dense_bytes(layout: Layout, n_tokens: int, dtype: torch.dtype) -> int:
 
 
 def sink_cache_bytes(
-    layout: Layout, cfg: StreamConfig, dtype: torch.dtype, storage: torch.dtype | None
+    layout: Layout, cfg: StreamConfig, dtype: torch.dtype, kv_dtype: torch.dtype | None
 ) -> int:
     """Return the bytes of a `SinkCache`: slots of keys and values, and the sink keys as written.
 
@@ -97,12 +97,12 @@ def sink_cache_bytes(
         layout: of the model.
         cfg: geometry of the layers without a sliding window of their own.
         dtype: of the model.
-        storage: of the windows, if another.
+        kv_dtype: of the windows, if quantised.
     """
     sizes = [StreamConfig(n_sink=0, window_size=window) for window in layout.sliding_windows]
     sizes += [cfg] * (layout.layers - len(sizes))
-    features = layout.head_size * (dtype if storage is None else storage).itemsize
-    slot = 2 * (features + (SCALE_BYTES if storage == torch.int8 else 0))
+    features = layout.head_size * (kv_dtype or dtype).itemsize
+    slot = 2 * (features + (SCALE_BYTES if kv_dtype == torch.int8 else 0))
     sink = 3 * layout.head_size * dtype.itemsize
     return layout.kv_heads * sum(size.window_size * slot + size.n_sink * sink for size in sizes)
 
@@ -112,13 +112,13 @@ def describe_costs(
     sizes: Sequence[StreamConfig],
     contexts: Sequence[int],
     dtype: torch.dtype,
-    storage: torch.dtype | None,
+    kv_dtype: torch.dtype | None,
 ) -> Record:
     """Return what caches of these sizes take, and what they save against dense at these context lengths."""
     dense = {length: dense_bytes(layout, length, dtype) for length in contexts}
     rows = []
     for cfg in sizes:
-        held = sink_cache_bytes(layout, cfg, dtype, storage)
+        held = sink_cache_bytes(layout, cfg, dtype, kv_dtype)
         against = [
             {"context_tokens": length, "dense_over_this": size / held} for length, size in dense.items()
         ]

@@ -11,26 +11,27 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
-from streamlm.cache.attention import DecodePlan, attend, attend_one
-from streamlm.cache.sink_cache import SUPPORTED, SinkCache, layer_windows
+from streamlm.cache.attention import attend, attend_one
 from streamlm.cache.linear import split_linears
+from streamlm.cache.plan import DecodePlan
 from streamlm.cache.rope import Rotary
-from streamlm.cache.plan import CacheStep
+from streamlm.cache.sink_cache import SUPPORTED, SinkCache, layer_windows
 
 ATTENTION_NAME = "streamlm"
 
 
 @dataclass
-class Current:
-    """The pass that a prepared model is in; its attention modules hold it as `stream`.
+class ActivePass:
+    """How a prepared model rotates, and the cache whose pass it is in.
 
-    Not every model hands unknown keywords through to its attention (StableLM does not in 5.2).
+    The base model and its attention modules have it as `active_pass`: not every model hands unknown keywords
+    through to its attention (StableLM does not in 5.2).
     """
 
-    step: CacheStep | None = None
+    rotary: Rotary
+    cache: SinkCache | None = None
 
 
 def attention_forward(
@@ -47,8 +48,8 @@ def attention_forward(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention of a prepared model, (B, Tq, Hq, D), in transformers' calling convention."""
-    step: CacheStep | None = module.stream.step
-    if step is None:
+    cache: SinkCache | None = module.active_pass.cache
+    if cache is None:
         # Without a plan nothing here would hide the future.
         raise ValueError("a prepared model needs a SinkCache as past_key_values")
     if dropout:
@@ -57,26 +58,25 @@ def attention_forward(
         )
     if softcap is not None or s_aux is not None:
         raise ValueError(f"attention with soft-capped scores or learned sinks is not known here; {SUPPORTED}")
-    plan = step.layer(step.geometries[module.layer_idx], query.device).attention
+    plan = cache._plan_of(module.layer_idx, query.device)
     if isinstance(plan, DecodePlan):
-        return attend_one(query, key, value, plan, scaling).transpose(1, 2), None
-    return attend(query, key, value, plan, scaling).transpose(1, 2), None
+        return attend_one(query, key, value, plan.visible, scaling).transpose(1, 2), None
+    return attend(query, key, value, plan.attention, scaling).transpose(1, 2), None
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
     """The plan hides what a query must not see; a T x T mask would cost memory that grows with the stream."""
 
 
-def _plan_forward(
+def _before_forward(
     model: PreTrainedModel,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    rotary: Rotary,
-    current: Current,
+    active: ActivePass,
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     cache = kwargs.get("past_key_values")
-    current.step = None
+    active.cache = None
     if not isinstance(cache, SinkCache):
         return None
     tokens = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
@@ -86,9 +86,15 @@ def _plan_forward(
             f"SinkCache has {len(cache.layers)} layers, the model {n_layers}; make it with model.config"
         )
     dtype = torch.promote_types(model.dtype, torch.float32)
-    current.step = cache.begin(tokens.shape[1], rotary, dtype, kwargs.get("attention_mask"))
-    positions = current.step.positions(tokens.device)
-    return args, {**kwargs, "attention_mask": None, "position_ids": positions}
+    plan = cache._begin_pass(tokens.shape[1], active.rotary, dtype, kwargs.get("attention_mask"))
+    active.cache = cache
+    return args, {**kwargs, "attention_mask": None, "position_ids": plan.positions(tokens.device)}
+
+
+def _after_forward(model: PreTrainedModel, args: Any, output: Any, *, active: ActivePass) -> None:
+    if active.cache is not None:
+        active.cache._end_pass()
+        active.cache = None
 
 
 def rotary_frequencies(model: PreTrainedModel) -> Tensor:
@@ -110,24 +116,20 @@ def _switch(model: PreTrainedModel) -> ExitStack:
     layer_windows(model.config)
     AttentionInterface.register(ATTENTION_NAME, attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
-    plain, current = _probe_plain(model), Current()
-    inv_freq = rotary_frequencies(model)  # after a short text: longrope has others behind a long one
+    plain = _probe_plain(model)
+    active = ActivePass(Rotary(rotary_frequencies(model)))  # longrope has others after a long text
+    base: nn.Module = model.base_model
     with ExitStack() as undo:
         undo.callback(model.set_attn_implementation, model.config._attn_implementation)
-        for module in model.modules():
-            if hasattr(module, "layer_idx"):
-                module.stream = current
-                undo.callback(delattr, module, "stream")
+        for module in (base, *(part for part in model.modules() if hasattr(part, "layer_idx"))):
+            module.active_pass = active
+            undo.callback(delattr, module, "active_pass")
         model.set_attn_implementation(ATTENTION_NAME)
-        undo.callback(_hook(model, _probe_rotary(model, inv_freq, plain, current), current).remove)
+        before, after = partial(_before_forward, active=active), partial(_after_forward, active=active)
+        undo.callback(base.register_forward_pre_hook(before, with_kwargs=True).remove)
+        undo.callback(base.register_forward_hook(after).remove)
+        _probe_rotary(model, active, plain)
         return undo.pop_all()
-
-
-def _hook(model: PreTrainedModel, rotary: Rotary, current: Current) -> RemovableHandle:
-    base: nn.Module = model.base_model
-    return base.register_forward_pre_hook(
-        partial(_plan_forward, rotary=rotary, current=current), with_kwargs=True
-    )
 
 
 @contextmanager
@@ -168,26 +170,22 @@ def _probe_plain(model: PreTrainedModel) -> Tensor:
 
 
 @torch.inference_mode()
-def _probe_rotary(model: PreTrainedModel, inv_freq: Tensor, plain: Tensor, current: Current) -> Rotary:
-    """Return how the model rotates, by trying.
+def _probe_rotary(model: PreTrainedModel, active: ActivePass, plain: Tensor) -> None:
+    """Find how the model rotates, by trying; leave it in `active`.
 
     Raises:
         ValueError: if our attention, our rotation or a plain head would silently be wrong for this model.
     """
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 0.1
-    name = type(model).__name__
-    for rotary in (Rotary(inv_freq), Rotary(inv_freq, interleaved=True)):
-        hook = _hook(model, rotary, current)
-        try:
-            dense = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=PROBE_TOKENS)
-            once = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=4)
-            rebased = _probe_stream(model, 4, n_sink=2, window_size=4, position_limit=0)
-        finally:
-            hook.remove()
+    name, inv_freq = type(model).__name__, active.rotary.inv_freq
+    for active.rotary in (Rotary(inv_freq), Rotary(inv_freq, interleaved=True)):
+        dense = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=PROBE_TOKENS)
+        once = _probe_stream(model, PROBE_TOKENS, n_sink=2, window_size=4)
+        rebased = _probe_stream(model, 4, n_sink=2, window_size=4, position_limit=0)
         if (dense - plain).norm() > tolerance * plain.norm():
             raise ValueError(f"{name} has an attention or a head that is not known here; {SUPPORTED}")
         if (rebased - once).norm() <= tolerance * once.norm():
-            return rotary
+            return
     raise ValueError(f"{name} rotates queries and keys in a way that is not known here; {SUPPORTED}")
 
 

@@ -1,4 +1,8 @@
-"""One pass of new tokens through a cache of sinks + window: slots, positions, pads, planned once."""
+"""One pass of new tokens through a cache of sinks + window: slots, positions, pads, planned once.
+
+A pass is planned as a whole (`PassPlan`), and once for all layers of one geometry on one device: any
+number of tokens by a `ChunkPlan`, one token after the sinks of every row by a `DecodePlan`.
+"""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -6,120 +10,36 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from streamlm.cache.attention import DecodePlan, StreamPlan, plan_stream
+from streamlm.cache.attention import AttentionPlan, plan_attention
+from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
-from streamlm.cache.rope import Rotary, rotation
 
-Place = TypeVar("Place", int, Tensor)
+Position = TypeVar("Position", int, Tensor)
 
 
-def slot_of(token: Place, cfg: StreamConfig) -> Place:
-    """Return the ring slot of a token behind the sinks, by its place in its row."""
-    return cfg.n_sink + (token - cfg.n_sink) % cfg.window_size
+def slot_of(position: Position, cfg: StreamConfig) -> Position:
+    """Return the ring slot of a token after the sinks, by its position in its row."""
+    return cfg.n_sink + (position - cfg.n_sink) % cfg.window_size
 
 
 @dataclass(frozen=True)
-class DecodeStep:
-    """One token per row, behind the sinks of every row, through the layers of one geometry on one device."""
+class DecodePlan:
+    """One token per row, after the sinks of every row, through the layers of one geometry on one device."""
 
-    attention: DecodePlan
     slot: int | Tensor  # where the token goes; (1,) at a fixed address, (B, 1) where rows differ
     n_held: int  # leading slots that hold a token of some row after this step
-    sink_turn: tuple[Tensor, Tensor] | None = None  # cos, sin (1 or B, 1, 1, R): from as written to in place
+    visible: Tensor | None = None  # (B, 1, 1, n_held) bool, where rows differ; None if every key is visible
+    sink_rotation: Rotation | None = None  # (1 or B, 1, 1, R): from as written to as this token sees them
 
 
 @dataclass(frozen=True)
-class ChunkStep:
-    """A pass of any number of tokens through the layers of one geometry on one device."""
+class ChunkPlan:
+    """Any number of tokens through the layers of one geometry on one device."""
 
-    attention: StreamPlan
+    attention: AttentionPlan
     slots: Tensor  # (m,), or (B, m) where rows differ: where the last m new tokens go
-    sinks: Tensor  # (n,) or (B, n) sinks after the pass, as places in: stored sinks, then new tokens
+    sinks: Tensor  # (n,) or (B, n) sinks after the pass, as indices into: stored sinks, then new tokens
     band: Tensor  # (k,) or (B, k) slots of the past tokens of the band
-
-
-@dataclass
-class CacheStep:
-    """One pass of new tokens through the cache; what layers share is planned once."""
-
-    n_past: int  # tokens seen before, pads counted
-    n_new: int
-    shift: int  # token t is rotated as position t - shift
-    geometries: tuple[StreamConfig, ...]  # of every layer
-    padding: "Padding"
-    rotary: Rotary
-    dtype: torch.dtype  # of rotations, at least float32
-    block: int  # queries per attention block
-    position: Tensor | None = None  # (1, 1) at a fixed address, for a captured step
-    planned: dict[tuple[StreamConfig, torch.device], DecodeStep | ChunkStep] = field(default_factory=dict)
-
-    def layer(self, cfg: StreamConfig, device: torch.device) -> DecodeStep | ChunkStep:
-        """Return the plan of the layers with this geometry on this device."""
-        plan = self.planned.get((cfg, device))
-        if plan is None:
-            make = self._decode if self.is_decoding(cfg) else self._chunk
-            plan = self.planned[cfg, device] = make(cfg, device)
-        return plan
-
-    def _decode(self, cfg: StreamConfig, device: torch.device) -> DecodeStep:
-        padding, last, visible = self.padding, cfg.capacity - 1, None
-        n_held = min(self.n_past + 1 - padding.least, cfg.capacity)
-        slot: int | Tensor
-        if padding.pads is None:
-            slot = slot_of(self.n_past, cfg)
-            turn = torch.tensor([self.n_past - min(self.n_past, last) - self.shift], device=device)
-        else:
-            place = self.n_past - padding.pads.to(device)  # (B,)
-            slot = slot_of(place, cfg)[:, None]
-            turn = place - place.clamp(max=last) - self.shift
-            if self.n_past - padding.most < last:
-                visible = (torch.arange(n_held, device=device) <= place[:, None])[:, None, None]
-        sink_turn = None
-        if cfg.n_sink:
-            sink_turn = rotation(self.rotary.inv_freq.to(device), turn[:, None, None], self.dtype)
-        return DecodeStep(DecodePlan(visible), slot, n_held, sink_turn)
-
-    def _chunk(self, cfg: StreamConfig, device: torch.device) -> ChunkStep:
-        padding, end = self.padding, self.n_past + self.n_new
-        pads = None if padding.pads is None else padding.pads.to(device)
-
-        def slots(start: int, stop: int) -> Tensor:  # of tokens, (n,) or (B, n)
-            tokens = torch.arange(start, max(start, stop), device=device)
-            return slot_of(tokens if pads is None else tokens - pads[:, None], cfg)
-
-        plan = plan_stream(
-            cfg,
-            Rotary(self.rotary.inv_freq.to(device), self.rotary.interleaved),
-            n_past=self.n_past,
-            n_new=self.n_new,
-            dtype=self.dtype,
-            shift=self.shift,
-            pads=pads,
-            least_pads=padding.least,
-            block=self.block,
-        )
-        sinks = torch.arange(plan.n_sinks, device=device)
-        if self.n_past - padding.most < cfg.n_sink:  # of some row, some are among the new tokens
-            born = sinks if pads is None else sinks + pads[:, None]
-            sinks = torch.where(born < self.n_past, sinks, cfg.n_sink + born - self.n_past)
-            sinks = sinks.clamp(max=cfg.n_sink + self.n_new - 1)  # not born yet, and hidden
-        return ChunkStep(
-            attention=plan,
-            slots=slots(max(self.n_past, end - cfg.window_size), end),
-            sinks=sinks,
-            band=slots(plan.first_band, self.n_past),
-        )
-
-    def positions(self, device: torch.device) -> Tensor:
-        """Return the bounded positions that the model is to rotate with, (1, T)."""
-        if self.position is not None:
-            return self.position
-        first = self.n_past - self.shift
-        return torch.arange(first, first + self.n_new, device=device)[None]
-
-    def is_decoding(self, cfg: StreamConfig) -> bool:
-        """Return whether this is one token behind the sinks of every row."""
-        return self.n_new == 1 and self.n_past - self.padding.most >= cfg.n_sink
 
 
 @dataclass
@@ -127,8 +47,8 @@ class Padding:
     """Left pads of the rows of a batch, read from attention masks as they come."""
 
     pads: Tensor | None = None  # (B,), None if there are none
-    least: int = 0
-    most: int = 0
+    min: int = 0
+    max: int = 0
 
     @classmethod
     def of(cls, pads: Tensor | None) -> "Padding":
@@ -146,8 +66,8 @@ class Padding:
         Raises:
             ValueError: if a pad follows a real token.
         """
-        begun = self.most < n_past
-        if mask is None or (begun and n_new == 1):  # one step: a look at the mask would wait for the device
+        all_real = self.max < n_past
+        if mask is None or (all_real and n_new == 1):  # one step: to read the mask would wait for the device
             return
         if mask.ndim != 2 or mask.shape[1] < n_new:
             raise ValueError(
@@ -159,15 +79,95 @@ class Padding:
         leading = (~new).long().cumprod(1).sum(1)
         if not bool((new.sum(1) + leading * waiting == n_new).all()):
             raise ValueError(
-                "attention_mask hides a token behind a real one; SinkCache takes left padding only. If the "
+                "attention_mask hides a token after a real one; SinkCache takes left padding only. If the "
                 "prompt itself holds pad_token_id, pass an attention_mask of ones"
             )
         pads = torch.where(waiting, n_past + leading, old)
-        self.least, self.most = int(pads.min()), int(pads.max())
-        self.pads = pads if self.most else None
+        self.min, self.max = int(pads.min()), int(pads.max())
+        self.pads = pads if self.max else None
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         if self.pads is not None:
             self.pads = self.pads[rows.to(self.pads.device)]
-            self.least, self.most = int(self.pads.min()), int(self.pads.max())
+            self.min, self.max = int(self.pads.min()), int(self.pads.max())
+
+
+@dataclass
+class PassPlan:
+    """One pass of new tokens through the cache; what layers share is planned once."""
+
+    n_past: int  # tokens seen before, pads counted
+    n_new: int
+    shift: int  # token t is rotated as position t - shift
+    padding: Padding
+    rotary: Rotary
+    dtype: torch.dtype  # of rotations, at least float32
+    query_block: int  # queries per attention block
+    position: Tensor | None = None  # (1, 1) at a fixed address, for a captured step
+    planned: dict[tuple[StreamConfig, torch.device], DecodePlan | ChunkPlan] = field(default_factory=dict)
+
+    def layer(self, cfg: StreamConfig, device: torch.device) -> DecodePlan | ChunkPlan:
+        """Return the plan of the layers with this geometry on this device."""
+        plan = self.planned.get((cfg, device))
+        if plan is None:
+            is_decoding = self.n_new == 1 and self.n_past - self.padding.max >= cfg.n_sink
+            plan = self._decode(cfg, device) if is_decoding else self._chunk(cfg, device)
+            self.planned[cfg, device] = plan
+        return plan
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return the bounded positions that the model is to rotate with, (1, T)."""
+        if self.position is not None:
+            return self.position
+        first = self.n_past - self.shift
+        return torch.arange(first, first + self.n_new, device=device)[None]
+
+    def _decode(self, cfg: StreamConfig, device: torch.device) -> DecodePlan:
+        padding, last, visible = self.padding, cfg.capacity - 1, None
+        n_held = min(self.n_past + 1 - padding.min, cfg.capacity)
+        slot: int | Tensor
+        if padding.pads is None:
+            slot = slot_of(self.n_past, cfg)
+            nearer = torch.tensor([self.n_past - min(self.n_past, last) - self.shift], device=device)
+        else:
+            position = self.n_past - padding.pads.to(device)  # (B,)
+            slot = slot_of(position, cfg)[:, None]
+            nearer = position - position.clamp(max=last) - self.shift
+            if self.n_past - padding.max < last:
+                visible = (torch.arange(n_held, device=device) <= position[:, None])[:, None, None]
+        rotation = None
+        if cfg.n_sink:
+            rotation = self.rotary.to(device).by(nearer[:, None, None], self.dtype)
+        return DecodePlan(slot, n_held, visible, rotation)
+
+    def _chunk(self, cfg: StreamConfig, device: torch.device) -> ChunkPlan:
+        padding, end = self.padding, self.n_past + self.n_new
+        pads = None if padding.pads is None else padding.pads.to(device)
+
+        def slots(start: int, stop: int) -> Tensor:  # of tokens, (n,) or (B, n)
+            tokens = torch.arange(start, max(start, stop), device=device)
+            return slot_of(tokens if pads is None else tokens - pads[:, None], cfg)
+
+        plan = plan_attention(
+            cfg,
+            self.rotary.to(device),
+            n_past=self.n_past,
+            n_new=self.n_new,
+            dtype=self.dtype,
+            shift=self.shift,
+            pads=pads,
+            min_pads=padding.min,
+            block=self.query_block,
+        )
+        sinks = torch.arange(plan.n_sinks, device=device)
+        if self.n_past - padding.max < cfg.n_sink:  # of some row, some are among the new tokens
+            tokens = sinks if pads is None else sinks + pads[:, None]
+            sinks = torch.where(tokens < self.n_past, sinks, cfg.n_sink + tokens - self.n_past)
+            sinks = sinks.clamp(max=cfg.n_sink + self.n_new - 1)  # not seen yet, and hidden
+        return ChunkPlan(
+            attention=plan,
+            slots=slots(max(self.n_past, end - cfg.window_size), end),
+            sinks=sinks,
+            band=slots(plan.first_band, self.n_past),
+        )

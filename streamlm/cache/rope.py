@@ -1,4 +1,4 @@
-"""Rotary positions: turn queries and keys by a number of positions."""
+"""Rotary positions: rotate queries and keys by a number of positions."""
 
 from dataclasses import dataclass
 
@@ -7,55 +7,63 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """The cosine and sine of some angles, ready to be applied; broadcasts against (B, H, T, R)."""
+
+    cos: Tensor  # (..., T, R)
+    sin: Tensor  # (..., T, R)
+    interleaved: bool
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return `x` with its first 2R features rotated; the others pass through.
+
+        Feature a_i is paired with b_i: R features further, or the next one when interleaved::
+
+            (a_i, b_i)  ->  (a_i cos_i - b_i sin_i,  b_i cos_i + a_i sin_i)
+
+        Args:
+            x: (B, H, T, D), D >= 2R.
+
+        Returns:
+            (B, H, T, D), in the dtype of `x`; the arithmetic is that of `cos`.
+        """
+        cos, sin, n_rotary = self.cos, self.sin, self.cos.shape[-1]
+        features = x[..., : 2 * n_rotary]
+        if self.interleaved:
+            a, b = features[..., ::2], features[..., 1::2]
+        else:
+            a, b = features[..., :n_rotary], features[..., n_rotary:]
+        a, b = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
+        rotated = (torch.stack((a, b), dim=-1).flatten(-2),) if self.interleaved else (a, b)
+        return torch.cat([*(half.to(x.dtype) for half in rotated), x[..., 2 * n_rotary :]], dim=-1)
+
+    def each_row(self) -> "Rotation":
+        """Return the rotation of rows (B, T, R) with an axis for the heads, (B, 1, T, R)."""
+        return Rotation(self.cos[:, None], self.sin[:, None], self.interleaved)
+
+
+@dataclass(frozen=True)
 class Rotary:
-    """How a model rotates: frequencies, and which features form a pair."""
+    """How a model rotates: its frequencies, and which features form a pair."""
 
     inv_freq: Tensor  # (R,) rad per position
     interleaved: bool = False  # pairs (2i, 2i + 1) as GPT-J has them, instead of (i, i + R)
 
+    def by(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Return the rotation by a number of positions.
 
-def rotation(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the cosine and sine that turn a vector by `positions` places.
+        The angles are formed in float64: at position 1,000,000 a float32 angle is wrong by 0.016 rad.
+        It is the pure rotation: no attention scaling factor (YaRN, longrope) is in it.
 
-    The angles are formed in float64: at position 1,000,000 a float32 angle is wrong by 0.016 rad.
-    It is the pure rotation: no attention scaling factor (YaRN, longrope) is in it.
+        Args:
+            positions: (..., T) whole positions, negative to rotate back.
+            dtype: of the result.
 
-    Args:
-        inv_freq: (R,) rotary inverse frequencies in rad per position.
-        positions: (..., T) whole positions, negative to turn back.
-        dtype: of the result.
+        Source: arXiv:2104.09864, section 3.2.
+        """
+        angles = positions.double()[..., None] * self.inv_freq.double()  # (..., T, R), rad
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.interleaved)
 
-    Returns:
-        two tensors (..., T, R).
-
-    Source: arXiv:2104.09864, section 3.2.
-    """
-    angles = positions.double()[..., None] * inv_freq.double()  # (..., T, R), rad
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
-    """Return `x` with its first 2R features turned; the others pass through.
-
-    Feature a_i is paired with b_i, which stands R places behind it, or next to it when interleaved::
-
-        (a_i, b_i)  ->  (a_i cos_i - b_i sin_i,  b_i cos_i + a_i sin_i)
-
-    Args:
-        x: (B, H, T, D), D >= 2R.
-        cos: (T, R), or anything that broadcasts against (B, H, T, R).
-        sin: like `cos`.
-        interleaved: see `Rotary`.
-
-    Returns:
-        (B, H, T, D), in the dtype of `x`; the arithmetic is that of `cos`.
-    """
-    n_rotary = cos.shape[-1]
-    turning = x[..., : 2 * n_rotary]
-    if interleaved:
-        a, b = turning[..., ::2], turning[..., 1::2]
-    else:
-        a, b = turning[..., :n_rotary], turning[..., n_rotary:]
-    a, b = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
-    turned = (torch.stack((a, b), dim=-1).flatten(-2),) if interleaved else (a, b)
-    return torch.cat([*(part.to(x.dtype) for part in turned), x[..., 2 * n_rotary :]], dim=-1)
+    def to(self, device: torch.device) -> "Rotary":
+        """Return the same on another device."""
+        return Rotary(self.inv_freq.to(device), self.interleaved)
