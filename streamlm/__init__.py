@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamlm.cache.models import load_model, prepare
+    from streamlm.cache.models import load_model
+    from streamlm.cache.prepare import prepare
     from streamlm.cache.sink_cache import SinkCache
     from streamlm.config import StreamConfig
     from streamlm.measure.scoring import score_stream
@@ -21,7 +22,7 @@ FRONT_DOOR = {
     "SinkCache": "streamlm.cache.sink_cache",
     "StreamConfig": "streamlm.config",
     "load_model": "streamlm.cache.models",
-    "prepare": "streamlm.cache.models",
+    "prepare": "streamlm.cache.prepare",
     "score_stream": "streamlm.measure.scoring",
 }
 

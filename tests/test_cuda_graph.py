@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from streamlm.cache.cuda_graph import CapturedStep, cuda_graph
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 
 

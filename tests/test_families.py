@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache, layer_windows
 
 SIZES = {

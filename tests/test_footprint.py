@@ -10,7 +10,7 @@ from streamlm.cache.footprint import (
     read_config,
     sink_cache_bytes,
 )
-from streamlm.cache.models import prepare, rotary_frequencies
+from streamlm.cache.prepare import prepare, rotary_frequencies
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 

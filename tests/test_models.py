@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.config import StreamConfig
 from streamlm.measure.scoring import score_stream
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.ring import QuantizedRing
 from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache

@@ -1,113 +1,20 @@
-"""The layers of a cache, and the tensors in which like layers lie side by side.
+"""The layers of a cache.
 
 Who owns what: the cache owns stores and layers; a `Store` owns tensors and knows no layer; a `SinkLayer`
 has an index into one store (and, if quantised, its own rings); `StreamState` has what all layers share.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from streamlm.cache.plan import ChunkPlan, DecodePlan, Padding
+from streamlm.cache.plan import ChunkPlan, DecodePlan
 from streamlm.cache.ring import QuantizedRing, put, take
 from streamlm.cache.rope import Rotation
+from streamlm.cache.store import Store, StreamState, signature
 from streamlm.config import StreamConfig
-
-
-@dataclass
-class StreamState:
-    """Where the stream stands, for all layers of a cache."""
-
-    n_seen: int = 0  # tokens ever fed, pads counted
-    shift: int = 0  # token t was rotated as position t - shift
-    padding: Padding = field(default_factory=Padding)
-
-    def reset(self) -> None:
-        """Forget the stream."""
-        self.n_seen, self.shift, self.padding = 0, 0, Padding()
-
-
-def signature(states: Tensor) -> tuple[int, int, int, torch.dtype, torch.device]:
-    """Return what all keys of a store share: batch, heads, size, dtype, device of (B, H, T, D)."""
-    batch, heads, _, size = states.shape
-    return batch, heads, size, states.dtype, states.device
-
-
-class Store:
-    """Keys and values of like layers on one device, in tensors of all these layers.
-
-    ::
-
-        slot   0 .. n_sink-1 | n_sink .. capacity-1
-        token  0 .. n_sink-1 | token u in slot n_sink + (u - n_sink) % window_size
-
-    Tokens are counted from the row's first real one. The keys in the sink slots are rotated for every
-    decoding step, from the copy `sinks` that is never rotated.
-
-    Args:
-        cfg: geometry of the layers.
-        n_slots: `capacity`, or `n_sink` if the windows are elsewhere.
-        n_layers: that may come.
-        keys: (B, Hkv, T, D) for their shape, dtype and device.
-        values: (B, Hkv, T, Dv) likewise.
-    """
-
-    def __init__(self, cfg: StreamConfig, n_slots: int, n_layers: int, keys: Tensor, values: Tensor) -> None:
-        def slots(states: Tensor, count: int) -> Tensor:
-            return states.new_zeros(n_layers, *states.shape[:2], count, states.shape[3])
-
-        self.cfg, self.n_slots, self.n_admitted = cfg, n_slots, 0
-        self._set(slots(keys, n_slots), slots(values, n_slots), slots(keys, cfg.n_sink))
-
-    def _set(self, keys: Tensor, values: Tensor, sinks: Tensor) -> None:
-        self.keys, self.values, self.sinks = keys, values, sinks  # (L, B, Hkv, slots, D)
-        self.of_layer = list(zip(keys, values, sinks, strict=True))  # views (B, Hkv, slots, D)
-        self.signature = signature(keys[0])
-        self.key_slots: tuple[Tensor, ...] = ()  # of the new token, (B, Hkv, 1, D) for each layer
-        self.value_slots: tuple[Tensor, ...] = ()
-
-    def admit(self) -> int:
-        """Return the index of the next layer."""
-        self.n_admitted += 1
-        return self.n_admitted - 1
-
-    @torch.inference_mode(False)
-    def trim(self) -> None:
-        """Free the room of layers that turned out to be on another device."""
-        if self.n_admitted < len(self.keys):
-            self._set(*(x[: self.n_admitted].clone() for x in (self.keys, self.values, self.sinks)))
-
-    @torch.inference_mode(False)
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order, at the same addresses if their number stays."""
-        tensors = (self.keys, self.values, self.sinks)
-        chosen = [x.index_select(1, rows.to(x.device)) for x in tensors]
-        if len(rows) != self.keys.shape[1]:
-            self._set(*chosen)
-            return
-        for stored, new in zip(tensors, chosen, strict=True):
-            stored.copy_(new)
-
-    def begin_step(self, plan: DecodePlan) -> None:
-        """Rotate the sinks to where the new token sees them, and lay out the slots that it goes to."""
-        if plan.sink_rotation is not None:
-            self.keys.narrow(3, 0, self.cfg.n_sink).copy_(plan.sink_rotation.apply(self.sinks))
-        if isinstance(plan.slot, int) and self.n_slots == self.cfg.capacity:
-            self.key_slots = self.keys.narrow(3, plan.slot, 1).unbind()
-            self.value_slots = self.values.narrow(3, plan.slot, 1).unbind()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the slots are."""
-        return self.keys.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.keys.nbytes + self.values.nbytes + self.sinks.nbytes
 
 
 class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -120,6 +27,9 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         n_alike: layers of this geometry.
         is_sliding: whether the model has a sliding window here.
     """
+
+    store: Store
+    index: int  # in the store
 
     def __init__(
         self, cfg: StreamConfig, state: StreamState, stores: list[Store], n_alike: int, is_sliding: bool

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
 from streamlm.cache.attention import QUERY_BLOCK
-from streamlm.cache.layers import QuantizedLayer, SinkLayer, Store, StreamState
+from streamlm.cache.layers import QuantizedLayer, SinkLayer
 from streamlm.cache.plan import ChunkPlan, DecodePlan, Padding, PassPlan
 from streamlm.cache.ring import parse_kv_dtype
 from streamlm.cache.rope import Rotary
+from streamlm.cache.store import Store, StreamState
 from streamlm.config import StreamConfig
 
 # The model is given positions below this, or below twice the capacity: at 16,384 a float32 angle is good to
