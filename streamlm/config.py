@@ -69,7 +69,7 @@ def everything(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
 class Method:
     """One way to treat the cache.
 
-    How its losses are computed is in `measure.scorers.SCORERS`: under its own geometry, unless it is named there.
+    Its losses are computed under its geometry, unless it has a function in `measure.scorers.SCORERS`.
     """
 
     name: str  # in configs, records and file names
@@ -80,7 +80,8 @@ class Method:
     marker: str
     linestyle: Any  # of matplotlib
     hatch: str
-    is_timed: bool = False  # whether `measure.decoders` can decode with it
+    is_timed: bool = False  # whether the workflow times its decoding; `measure.decoders.DECODERS` has how
+    is_sampled: bool = False  # whether its losses are estimated from a sample of tokens
     # (query positions, key positions, asked, tokens) -> which keys are drawn as seen; None: by the geometry
     sketch: Callable[[Any, Any, StreamConfig, int], Any] | None = None
 
@@ -108,8 +109,8 @@ METHODS = {
         ),
         Method(
             name="recompute", title="window with re-computation", geometry=without_sinks, cost="O(TC²)",
-            is_timed=True, sketch=_last_window, color="#009e73", marker="s", linestyle=(0, (1, 1)),
-            hatch="xxxx",
+            is_timed=True, is_sampled=True, sketch=_last_window, color="#009e73", marker="s",
+            linestyle=(0, (1, 1)), hatch="xxxx",
         ),
         Method(
             name="streaming", title="streaming (sinks + window)", geometry=as_asked, cost="O(TC)",

@@ -193,7 +193,7 @@ ALONE = [
         {"comparison/presses": ["SnapKVPress(window_size=2000)"]},
         "comparison.presses: 'Snap ... it has 1024; take a smaller window_size",
     ),
-    ({"comparison/presses": ["KnormPress("]}, "comparison.presses: 'KnormPress(' ... is no press; write"),
+    ({"comparison/presses": ["KnormPress("]}, "comparison.presses: 'KnormPress(' ... is not a press; write"),
     ({"comparison/presses": ["KnormPress", "KnormPress"]}, "comparison.presses: 'KnormPress' ... once"),
     (
         {"comparison/presses": ["StreamingLLMPress", "x", "y"]},

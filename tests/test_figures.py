@@ -43,7 +43,7 @@ from streamlm.figures.style import (
     looks_of,
     save_figures,
 )
-from streamlm.records import write_array, write_json
+from streamlm.records.files import write_array, write_json
 from streamlm.figures.schemes import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows

@@ -29,7 +29,7 @@ from streamlm.cache.models import read_model
 from streamlm.measure.perplexity import measure_perplexity
 from streamlm.figures.style import save_figure
 from streamlm.experiment.preflight import file_marks
-from streamlm.records import atomic_path, clear_leftovers, write_array, write_json, write_text
+from streamlm.records.files import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.stats import BootstrapConfig
 
 IDS = np.arange(60) % 50

@@ -21,7 +21,7 @@ from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, StreamConfig
 from streamlm.cache.models import load_model, prepare
 from streamlm.measure.perplexity import measure_perplexity
-from streamlm.records import write_array, write_json
+from streamlm.records.files import write_array, write_json
 from streamlm.measure.scoring import score_stream
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import collect_ablation, collect_result, experiment_summary, read_run, with_baseline

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from streamlm.records import atomic_path, hash_ids, read_losses, read_record, write_array, write_json
+from streamlm.records.files import atomic_path, hash_ids, read_losses, read_record, write_array, write_json
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -12,7 +12,7 @@ from conftest import VOCAB, tiny_llama, use_float64_angles
 from streamlm.config import StreamConfig
 from streamlm.cache.models import prepare
 from streamlm.measure.perplexity import measure_perplexity
-from streamlm.records import read_losses, read_record, write_array, write_json
+from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.measure.scoring import score_stream
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
 from streamlm.summaries.main import collect_ablation, collect_result

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from streamlm.cache.sink_cache import layer_windows
 from streamlm.config import StreamConfig
-from streamlm.records import Record
+from streamlm.records.types import Record
 
 SCALE_BYTES = 4  # of an int8 key or value: a float32 for each token and head
 

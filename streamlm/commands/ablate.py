@@ -29,7 +29,7 @@ from streamlm.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from streamlm.records import Record
+    from streamlm.records.types import Record
 
 DEFAULTS = {"window_size": [128, 256, 512, 1024, 2048], "n_sink": [0, 1, 2, 4, 8, 16]}
 
@@ -116,7 +116,7 @@ def ablate(
 
     from streamlm.experiment.plan import run_label
     from streamlm.measure.perplexity import measure_perplexity
-    from streamlm.records import write_array, write_json
+    from streamlm.records.files import write_array, write_json
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import ablation_rows, collect_ablation
 

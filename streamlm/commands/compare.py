@@ -69,6 +69,12 @@ def compare(
     check_targets(output)
     from tabulate import tabulate
 
+    from streamlm.measure.progress import progress
+    from streamlm.presses.decoding import DecodeConfig, measure_decoding
+    from streamlm.presses.prefill import ContextConfig, measure_compression
+    from streamlm.records.files import write_json
+    from streamlm.stats import BootstrapConfig
+    from streamlm.summaries.main import Run
     from streamlm.summaries.presses import (
         COMPARISON_HEADERS,
         collect_comparison,
@@ -76,12 +82,6 @@ def compare(
         findings,
         refusals,
     )
-    from streamlm.presses.prefill import ContextConfig, measure_compression
-    from streamlm.presses.decoding import DecodeConfig, measure_decoding
-    from streamlm.measure.progress import progress
-    from streamlm.records import write_json
-    from streamlm.stats import BootstrapConfig
-    from streamlm.summaries.main import Run
 
     capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
     model_dir, title, ids, dataset = open_stream(

@@ -50,10 +50,10 @@ def info(
     model_dir, _ = find_model(model_name)
     from dataclasses import asdict
 
-    from streamlm.measure.device import parse_dtype
-    from streamlm.config import StreamConfig
     from streamlm.cache.footprint import describe_costs, describe_layout, read_config
     from streamlm.cache.ring import parse_storage
+    from streamlm.config import StreamConfig
+    from streamlm.measure.device import parse_dtype
 
     layout = describe_layout(read_config(model_dir))
     sizes = [StreamConfig(n_sink=n_sink, window_size=size) for size in window_size]
@@ -160,7 +160,7 @@ def _from_all(module: str, function: str) -> Draw:
     def draw(paths: list[Path]) -> Any:
         from importlib import import_module
 
-        from streamlm.records import read_record
+        from streamlm.records.files import read_record
 
         return getattr(import_module(f"streamlm.{module}"), function)([read_record(path) for path in paths])
 
@@ -170,7 +170,7 @@ def _from_all(module: str, function: str) -> Draw:
 def _ablation(kind: str) -> Draw:
     def draw(paths: list[Path]) -> Any:
         from streamlm.figures import main as figures
-        from streamlm.records import read_record
+        from streamlm.records.files import read_record
 
         return getattr(figures, f"plot_ablation_{kind}")(read_record(paths[0]))
 
@@ -179,7 +179,7 @@ def _ablation(kind: str) -> Draw:
 
 def _latency(paths: list[Path]) -> Any:
     from streamlm.figures.latency import plot_decoding_latency
-    from streamlm.records import read_record
+    from streamlm.records.files import read_record
 
     (long_run,) = paths
     others = [read_record(path) for path in long_run.parent.glob("decoding_latency_*_sink*.json")]

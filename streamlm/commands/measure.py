@@ -85,7 +85,7 @@ def evaluate(
     check_targets(per_token, checkpoint, output)
     from streamlm.measure.checkpoint import discard_checkpoint
     from streamlm.measure.perplexity import measure_perplexity
-    from streamlm.records import read_losses, read_record, write_array, write_json
+    from streamlm.records.files import read_losses, read_record, write_array, write_json
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import Run, check_baseline, score_line, with_baseline
 
@@ -174,6 +174,7 @@ def latency(
 
     from streamlm.experiment.plan import latency_label
     from streamlm.measure.latency import LatencyConfig, measure_latency
+    from streamlm.records.files import read_record, write_json
     from streamlm.summaries.latency import (
         LATENCY_HEADERS,
         comparison_line,
@@ -181,7 +182,6 @@ def latency(
         latency_rows,
         same_setting,
     )
-    from streamlm.records import read_record, write_json
 
     model_dir, title, ids, dataset = open_stream(
         model_name, dataset_name, dataset_config, dataset_split, text, tokens

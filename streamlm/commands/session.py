@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from streamlm.generate.chat import Conversation
-from streamlm.records import write_json, write_text
+from streamlm.records.files import write_json, write_text
 
 HELP = """/reset       forget everything that was said
 /save FILE   write the conversation: as JSON messages if FILE ends in .json, else as text

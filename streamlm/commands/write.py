@@ -47,9 +47,9 @@ Seed = Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=DRAWING
 
 def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """Return the prepared model and its tokenizer."""
+    from streamlm.cache.models import load_model
     from streamlm.measure.device import choose_device, parse_dtype, use_threads
     from streamlm.sources.corpus import read_tokenizer
-    from streamlm.cache.models import load_model
 
     model_dir, _ = find_model(model_name)
     tokenizer = read_tokenizer(model_dir)
@@ -58,8 +58,8 @@ def _load(model_name: Path, dtype: str, device: str) -> tuple[Any, Any]:
 
 
 def _make_cache(model: Any, n_sink: int, window_size: int, storage: str | None) -> "SinkCache":
-    from streamlm.cache.sink_cache import SinkCache
     from streamlm.cache.ring import parse_storage
+    from streamlm.cache.sink_cache import SinkCache
 
     narrow = None if storage is None else parse_storage(storage)
     return SinkCache(model.config, n_sink, window_size, storage=narrow)
@@ -105,8 +105,8 @@ def generate(
     if "" in (stop or []):
         raise typer.BadParameter("--stop needs a text; every text contains the empty one")
     check_targets(output)
-    from streamlm.generate.sampling import Sampler, Sampling, Writing, stop_ids, write_on
     from streamlm.cache.models import model_title
+    from streamlm.generate.sampling import Sampler, Sampling, Writing, stop_ids, write_on
     from streamlm.measure.progress import progress
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
@@ -241,10 +241,10 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Talk with an instruct model, without end, in constant memory."""
-    from streamlm.generate.chat import ChatTemplate, Conversation
-    from streamlm.commands.session import hold_session
-    from streamlm.generate.sampling import Sampling
     from streamlm.cache.models import model_title
+    from streamlm.commands.session import hold_session
+    from streamlm.generate.chat import ChatTemplate, Conversation
+    from streamlm.generate.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = _load(model_name, dtype, device)

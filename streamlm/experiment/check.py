@@ -9,8 +9,15 @@ from typing import Any
 
 import yaml
 
-from streamlm.experiment.plan import MODEL_FILES, Config, model_folder, sink_ablation, window_ablation
 from streamlm.experiment.faults import did_you_mean, repeated_keys, schema_faults, show, without
+from streamlm.experiment.plan import (
+    MODEL_FILES,
+    Config,
+    main_geometry,
+    model_folder,
+    sink_ablation,
+    window_ablation,
+)
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
 
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
@@ -152,8 +159,8 @@ def _largest_cache(config: Config, section: str) -> int:
     """Return the tokens that the largest bounded cache of a section holds."""
     part = config[section]
     if section == "experiment":
-        main = (part["n_sink"], part["window_size"])
-        return max(map(sum, [main, *window_ablation(config), *sink_ablation(config)]))
+        points = [main_geometry(config), *window_ablation(config), *sink_ablation(config)]
+        return max(cfg.capacity for cfg in points)
     sizes: list[int] = [*part["budgets" if section == "comparison" else "capacities"]]
     if section == "decoding_latency":
         sizes.append(part["long_run"]["capacity"])

@@ -4,82 +4,105 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamlm.config import method_geometry
+from streamlm.config import METHODS, Method, StreamConfig, as_asked
 from streamlm.presses.grammar import compared_methods
 
 Config = Mapping[str, Any]
 
 
-def window_ablation(config: Config) -> list[tuple[int, int]]:
-    """Return (n_sink, window_size) of every point of the window ablation."""
+def main_geometry(config: Config) -> StreamConfig:
+    """Return the geometry of the main comparison."""
+    experiment = config["experiment"]
+    return StreamConfig(n_sink=experiment["n_sink"], window_size=experiment["window_size"])
+
+
+def window_ablation(config: Config) -> list[StreamConfig]:
+    """Return every point of the window ablation."""
     ablation = config["experiment"]["window_ablation"]
-    return [(ablation["n_sink"], window_size) for window_size in ablation["window_sizes"]]
+    return [StreamConfig(n_sink=ablation["n_sink"], window_size=size) for size in ablation["window_sizes"]]
 
 
-def sink_ablation(config: Config) -> list[tuple[int, int]]:
-    """Return (n_sink, window_size) of every point of the sink ablation: each capacity is held fixed."""
+def sink_ablation(config: Config) -> list[StreamConfig]:
+    """Return every point of the sink ablation: each capacity is kept."""
     ablation = config["experiment"]["sink_ablation"]
     return [
-        (n_sink, capacity - n_sink) for capacity in ablation["capacities"] for n_sink in ablation["n_sinks"]
+        StreamConfig(n_sink=n_sink, window_size=capacity - n_sink)
+        for capacity in ablation["capacities"]
+        for n_sink in ablation["n_sinks"]
     ]
 
 
-def run_label(n_sink: int, window_size: int) -> str:
+def run_label(cfg: StreamConfig) -> str:
     """Return the name of the run with this geometry; equal geometries share one run."""
-    return f"sink{n_sink}_window{window_size}"
+    return f"sink{cfg.n_sink}_window{cfg.window_size}"
+
+
+SHARED = ("window", "streaming")  # methods whose runs are points of ablations as well
+
+
+def method_label(method: str, cfg: StreamConfig) -> str:
+    """Return the name of the run of a method that keeps `cfg`."""
+    return run_label(cfg) if method in SHARED else method
 
 
 def method_labels(config: Config) -> dict[str, str]:
     """Return the run of each method of the main comparison."""
-    main = (config["experiment"]["n_sink"], config["experiment"]["window_size"])
-    window = method_geometry("window", *main, n_tokens=0)
-    return {
-        "dense": "dense",
-        "window": run_label(window.n_sink, window.window_size),
-        "recompute": "recompute",
-        "streaming": run_label(*main),
-    }
+    asked, n_tokens = main_geometry(config), config["experiment"]["max_eval_tokens"]
+    return {name: method_label(name, method.geometry(asked, n_tokens)) for name, method in METHODS.items()}
+
+
+def _bounded(cfg: StreamConfig) -> Method:
+    """Return the method that a bounded geometry is a point of."""
+    return METHODS["streaming" if cfg.n_sink else "window"]
 
 
 def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
     """Return every distinct run that the experiment needs, by label.
 
-    A run is `max_eval_tokens`, and `options` of `perplexity.measure_perplexity`.
+    A run has `max_eval_tokens`, and what `perplexity.measure_perplexity` takes: `method`, `cfg` as asked,
+    `positions` and `compute`.
     """
     experiment, long = config["experiment"], config["long_stream"]
-    main = (experiment["n_sink"], experiment["window_size"])
-    window = method_geometry("window", *main, n_tokens=0)
-    sizes = [(window.n_sink, window.window_size), main, *window_ablation(config), *sink_ablation(config)]
     n_tokens, n_long = experiment["max_eval_tokens"], long["max_eval_tokens"]
+    n_short, main = min(long["baseline_tokens"], n_long), main_geometry(config)
 
-    def run(method: str, n_sink: int, window_size: int, n_tokens: int, **changes: Any) -> dict[str, Any]:
-        options = {"method": method, "n_sink": n_sink, "window_size": window_size}
-        return {"max_eval_tokens": n_tokens, "options": options | config["compute"] | changes}
+    def run(method: Method, cfg: StreamConfig, n_tokens: int, **compute: Any) -> dict[str, Any]:
+        return {
+            "max_eval_tokens": n_tokens,
+            "method": method.name,
+            "cfg": {"n_sink": cfg.n_sink, "window_size": cfg.window_size},
+            "positions": experiment["recompute_positions"] if method.is_sampled else 0,
+            "compute": config["compute"] | compute,
+        }
 
-    runs = {
-        "dense": run("dense", 0, n_tokens, n_tokens),
-        "recompute": run("recompute", *main, n_tokens, positions=experiment["recompute_positions"]),
-    }
-    for size in sizes:
-        runs[run_label(*size)] = run("streaming" if size[0] else "window", *size, n_tokens)
-    n_short = min(long["baseline_tokens"], n_long)
-    runs["long_dense"] = run("dense", 0, n_short, n_short, dtype=long["dtype"])
-    for size in long_stream(config):
-        method, n_tokens = ("streaming", n_long) if size[0] else ("window", n_short)
-        runs[f"long_{run_label(*size)}"] = run(method, *size, n_tokens, dtype=long["dtype"])
+    def dense(n_tokens: int, **compute: Any) -> dict[str, Any]:
+        method = METHODS["dense"]
+        return run(method, method.geometry(main, n_tokens), n_tokens, **compute)
+
+    runs = {"dense": dense(n_tokens)}
+    for name, method in METHODS.items():
+        if name not in ("dense", *SHARED):
+            runs[name] = run(method, main, n_tokens)
+    shared = [METHODS[name].geometry(main, n_tokens) for name in SHARED]
+    for cfg in (*shared, *window_ablation(config), *sink_ablation(config)):
+        runs[run_label(cfg)] = run(_bounded(cfg), cfg, n_tokens)
+    runs["long_dense"] = dense(n_short, dtype=long["dtype"])
+    for cfg in long_stream(config):
+        length = n_long if cfg.n_sink else n_short
+        runs[f"long_{run_label(cfg)}"] = run(_bounded(cfg), cfg, length, dtype=long["dtype"])
     return runs
 
 
-def long_stream(config: Config) -> list[tuple[int, int]]:
-    """Return (n_sink, window_size) of every bounded run of the long stream."""
+def long_stream(config: Config) -> list[StreamConfig]:
+    """Return every bounded run of the long stream: window-only at the largest capacity, then streaming."""
     long = config["long_stream"]
-    streaming = [(long["n_sink"], capacity - long["n_sink"]) for capacity in sorted(long["capacities"])]
-    return [(0, max(long["capacities"])), *streaming]
+    sizes = [(0, max(long["capacities"])), *((long["n_sink"], size) for size in sorted(long["capacities"]))]
+    return [StreamConfig(n_sink=n_sink, window_size=size - n_sink) for n_sink, size in sizes]
 
 
 def long_stream_labels(config: Config) -> list[str]:
     """Return the runs of the long stream."""
-    return ["long_dense", *(f"long_{run_label(*size)}" for size in long_stream(config))]
+    return ["long_dense", *(f"long_{run_label(cfg)}" for cfg in long_stream(config))]
 
 
 def latency_label(method: str, capacity: int | str, n_sink: int) -> str:
@@ -93,10 +116,21 @@ def latency_settings(config: Config) -> dict[str, int]:
     return {key: latency[key] for key in ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs")}
 
 
-def latency_sides(config: Config) -> list[tuple[str, int]]:
+def latency_cases(config: Config) -> list[tuple[str, int]]:
     """Return (method, n_sink) of everything whose decoding is timed at each capacity, in turns."""
-    others = [("dense", 0), ("window", 0), ("recompute", 0)]
-    return [*others, *(("streaming", n_sink) for n_sink in config["decoding_latency"]["n_sinks"])]
+    return [
+        (method.name, n_sink)
+        for method in METHODS.values()
+        if method.is_timed
+        for n_sink in (config["decoding_latency"]["n_sinks"] if method.geometry is as_asked else [0])
+    ]
+
+
+def long_run_geometry(config: Config) -> dict[str, int]:
+    """Return the geometry of the long run of decoding, as `StreamConfig` takes it."""
+    latency = config["decoding_latency"]
+    n_sink = latency["n_sinks"][0]
+    return {"n_sink": n_sink, "window_size": latency["long_run"]["capacity"] - n_sink}
 
 
 def plan_comparison(config: Config) -> dict[str, dict[str, Any]]:
@@ -108,12 +142,12 @@ def plan_comparison(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def compared_contexts(config: Config) -> dict[str, int]:
-    """Return how much is read and scored there, as `compression.ContextConfig` takes it."""
+    """Return how much is read and scored there, as `prefill.ContextConfig` takes it."""
     return {key: config["comparison"][key] for key in ("contexts", "context_tokens", "scored_tokens")}
 
 
 def compared_decoding(config: Config) -> dict[str, int]:
-    """Return what is decoded there, as `decode_comparison.DecodeConfig` takes it."""
+    """Return what is decoded there, as `decoding.DecodeConfig` takes it."""
     return {"capacity": config["comparison"]["capacity"], **config["comparison"]["decode"]}
 
 
@@ -145,7 +179,7 @@ MODEL_FILES = {".json", ".safetensors", ".model", ".txt"}  # the last two: token
 def model_files(config: Config, name: str) -> list[str]:
     """Return the files of a user's own model folder, whose change must be noticed; none for one made here.
 
-    A folder's own time stamp does not tell when a file in it was overwritten.
+    The time stamp of a folder does not show that a file in it was overwritten.
     """
     folder = Path(model_folder(config, name))
     if folder != Path(source_file(config, "models", name)):

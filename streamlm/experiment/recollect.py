@@ -6,12 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streamlm.summaries.presses import collect_comparison
-from streamlm.experiment.plan import run_label
-from streamlm.summaries.long_stream import collect_long_stream
-from streamlm.records import Record, read_record
+from streamlm.config import StreamConfig
+from streamlm.experiment.plan import method_label
+from streamlm.records.files import read_record
+from streamlm.records.types import (
+    AblationRecord,
+    ComparisonRecord,
+    LongStreamRecord,
+    Record,
+    ResultRecord,
+    RunRecord,
+    check_record,
+)
 from streamlm.stats import BootstrapConfig, after_token, describe_losses, sample_difference
+from streamlm.summaries.long_stream import collect_long_stream
 from streamlm.summaries.main import Run, collect_ablation, collect_result, read_run
+from streamlm.summaries.presses import collect_comparison
 
 ROUNDING = 1e-6  # of a float, relative: sums over losses may be taken in another order elsewhere
 
@@ -46,7 +56,7 @@ def compare_json(expected: Any, found: Any, where: str = "") -> None:
 
 
 def follow_run(run: Run) -> None:
-    """Compute what a run record says of its losses again.
+    """Recompute what a run record says of its losses.
 
     Raises:
         Refuted: if it says something else.
@@ -59,9 +69,11 @@ def follow_run(run: Run) -> None:
             f"it has {record['tokens']['scored']} losses by its record, and {len(losses)} beside it"
         )
     if sample is not None and sample["positions"]:
-        places, again = sample["positions"], sample["losses_nats"]
-        spacing = (len(losses) - capacity) / len(places)
-        difference = sample_difference(again - losses[places].astype("f8"), spacing, cfg)
+        positions, recomputed = sample["positions"], sample["losses_nats"]
+        if len(positions) != len(recomputed) or not max(positions) < len(losses):
+            raise Refuted(f"it has {len(recomputed)} recomputed losses that do not fit its positions")
+        spacing = (len(losses) - capacity) / len(positions)
+        difference = sample_difference(recomputed - losses[positions].astype("f8"), spacing, cfg)
         names = ("difference_nats", "difference_interval")
         compare_json(
             [difference.mean, [difference.low, difference.high]],
@@ -79,15 +91,16 @@ def bootstrap_of(record: Record) -> BootstrapConfig:
 
 
 def follow_summary(results: Path, path: Path) -> None:
-    """Make a summary record again from the run records under `results`.
+    """Rebuild a summary record from the run records under `results`.
 
     Raises:
         Refuted: if it is not the same.
         ValueError: if they are not there, or it is a record of another version.
     """
     found, name = read_record(path), f"{path.parent.name}/{path.stem}"
-    for pattern, collect in _COLLECTORS.items():
+    for pattern, (record_type, collect) in _COLLECTORS.items():
         if match := re.fullmatch(pattern, name):
+            check_record(found, record_type, "it")
             return compare_json(collect(results, match[1], found), found)
     raise ValueError("it is not a summary that this version of streamlm makes")
 
@@ -116,10 +129,7 @@ def _long_stream(results: Path, corpus: str, found: Record) -> Record:
 
 def _ablation(results: Path, _: str, found: Record) -> Record:
     dense = {read_record(path)["dataset"]: path for path in sorted((results / "runs").glob("*/dense.json"))}
-    runs = [
-        dense[row["dataset"]].parent / f"{run_label(row['n_sink'], row['window_size'])}.json"
-        for row in found["rows"]
-    ]
+    runs = [dense[row["dataset"]].parent / f"{_label('streaming', row)}.json" for row in found["rows"]]
     texts = [dense[dataset] for dataset in found["baseline"]]
     return collect_ablation(found["ablation"], texts, runs, bootstrap_of(read_record(runs[0])))
 
@@ -139,16 +149,17 @@ def _comparison(part: int) -> Callable[[Path, str, Record], Record]:
 
 
 def _label(method: str, part: Record) -> str:
-    """Return the label of the run behind a part of a summary."""
-    return method if method in ("dense", "recompute") else run_label(part["n_sink"], part["window_size"])
+    """Return the label of the run that a part of a summary was made of."""
+    return method_label(method, StreamConfig(n_sink=part["n_sink"], window_size=part["window_size"]))
 
 
-_COLLECTORS: dict[str, Callable[[Path, str, Record], Record]] = {
-    "streaming_llm/ablation_(.+)": _ablation,
-    "streaming_llm/(.+)_baseline": _baseline,
-    "streaming_llm/(.+)_result": _result,
-    "streaming_llm/(.+)_long_stream": _long_stream,
-    "streaming_llm/(.+)_comparison": _comparison(2),
-    "kvpress/(.+)_result": _comparison(0),
-    "kvpress/(.+)_comparison": _comparison(1),
+_Collect = Callable[[Path, str, Record], Record]
+_COLLECTORS: dict[str, tuple[type, _Collect]] = {
+    "streaming_llm/ablation_(.+)": (AblationRecord, _ablation),
+    "streaming_llm/(.+)_baseline": (RunRecord, _baseline),
+    "streaming_llm/(.+)_result": (ResultRecord, _result),
+    "streaming_llm/(.+)_long_stream": (LongStreamRecord, _long_stream),
+    "streaming_llm/(.+)_comparison": (ComparisonRecord, _comparison(2)),
+    "kvpress/(.+)_result": (ComparisonRecord, _comparison(0)),
+    "kvpress/(.+)_comparison": (ComparisonRecord, _comparison(1)),
 }

@@ -1,4 +1,4 @@
-"""Check the results of one machine on another: score a sample again, follow every number to its losses."""
+"""Check the results of one machine on another: rescore a sample, follow every number to its losses."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from streamlm.measure.device import choose_device, parse_dtype, use_threads
-from streamlm.config import StreamConfig
-from streamlm.sources.corpus import read_tokens
-from streamlm.cache.models import load_model
-from streamlm.records import Record, hash_ids
-from streamlm.cache.ring import parse_storage
-from streamlm.measure.scoring import recompute_losses, score_stream
-from streamlm.summaries.main import Run, read_run
+from streamlm.config import Compute, StreamConfig, find_method
 from streamlm.experiment.recollect import Refuted, follow_run, follow_summary, summaries
+from streamlm.measure.open_model import OpenedModel, open_model
+from streamlm.measure.scorers import SCORERS, Task
+from streamlm.measure.scoring import recompute_losses, score_stream
+from streamlm.records.files import hash_ids
+from streamlm.records.types import Record, RunRecord, check_record
+from streamlm.sources.corpus import read_tokens
+from streamlm.stats import BootstrapConfig
+from streamlm.summaries.main import Run, read_run
 
 # Nats by which one loss may differ between two right machines. Of float32, other sizes of block moved losses
 # by 3e-5 and another implementation by 1e-4. bfloat16 rounds so coarsely that right implementations were 0.66
@@ -24,8 +24,8 @@ from streamlm.experiment.recollect import Refuted, follow_run, follow_summary, s
 # mean is held too.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-3, "float16": 0.3, "bfloat16": 1.5, "int8": 1.5}
 MEAN_TOLERANCE = 0.03  # of the mean difference, over 100 losses or more
-FAR_TOKENS = 64  # the least that is worth reading a stretch far down the stream for
-RECOMPUTED = 2  # windows that are encoded anew for a `recompute` record
+FAR_TOKENS = 64  # the fewest that are worth reading a stretch far down the stream for
+RECOMPUTED = 2  # windows that are computed from scratch for a `recompute` record
 
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
 
@@ -63,14 +63,14 @@ def verify_results(
 
     Of a run, the perplexities must follow from the losses beside the record, and a sample of the losses from
     the model and the tokens: those of the first `max_tokens` tokens, of a seeded stretch far down the stream
-    where that can be reached exactly with as many tokens (see `far_stretch`), and some re-encoded windows.
+    where that can be reached exactly with as many tokens (see `far_stretch`), and some recomputed windows.
     Summaries must be what is made of the runs. A time cannot be checked elsewhere.
 
     Args:
         results: the `results_dir` of an experiment.
         model_dir: the model that it was made with.
         tokens_dir: holds the ids of its texts, `.npy`, at any depth; they are found by their hash.
-        max_tokens: scored again for a record, at most.
+        max_tokens: rescored for a record, at most.
         seed: of the sample.
         device: name of a torch device.
 
@@ -82,8 +82,7 @@ def verify_results(
         raise ValueError(
             f"{results} has no records runs/TEXT/RUN.json; name the results_dir of an experiment"
         )
-    use_threads("auto")
-    load = cache(partial(_load, model_dir, choose_device(device)))
+    load = cache(lambda dtype: open_model(model_dir, Compute(dtype=dtype, device=device)))
     files = sorted(tokens_dir.rglob("*.npy"))
     followed = summaries(results)
     for path in runs:
@@ -94,12 +93,8 @@ def verify_results(
     # Not of experiments that have their results_dir in this one: they are verified by themselves.
     others = {*results.glob("*.json"), *results.glob("kvpress/**/*.json")} - {*followed}
     for path in sorted(others):
-        why = "it holds times, or losses under kvpress: measure them again and compare"
+        why = "it holds times, or losses under kvpress: measure them here and compare"
         yield Verdict(str(path.relative_to(results)), UNCHECKED, why)
-
-
-def _load(model_dir: Path, device: str, dtype: str) -> PreTrainedModel:
-    return load_model(model_dir, dtype=parse_dtype(dtype), device=device)
 
 
 def _verdict(name: str, check: Callable[[], str], *, rescored: bool = False) -> Verdict:
@@ -109,8 +104,6 @@ def _verdict(name: str, check: Callable[[], str], *, rescored: bool = False) -> 
         return Verdict(name, REFUTED, str(error))
     except ValueError as error:
         return Verdict(name, UNCHECKED, str(error))
-    except (KeyError, IndexError, TypeError) as error:
-        return Verdict(name, UNCHECKED, f"it is no record of this version of streamlm ({error!r})")
 
 
 def _check_summary(results: Path, path: Path) -> str:
@@ -119,29 +112,30 @@ def _check_summary(results: Path, path: Path) -> str:
 
 
 def _check_run(
-    path: Path, load: Callable[[str], PreTrainedModel], files: Sequence[Path], max_tokens: int, seed: int
+    path: Path, load: Callable[[str], OpenedModel], files: Sequence[Path], max_tokens: int, seed: int
 ) -> str:
     """Return what was confirmed about a run.
 
     Raises:
         Refuted: if a loss or a perplexity is another.
-        ValueError: if that cannot be told.
+        ValueError: if that cannot be found out.
     """
     run = read_run(path)
+    check_record(run.record, RunRecord, "it")
     follow_run(run)
     ids = _find_ids(run.record, files)
-    model = load(run.record["environment"]["dtype"])
+    opened = load(run.record["environment"]["dtype"])
     count, apart = 0, 0.0
-    for queries, again in _score_again(model, ids, run, max_tokens, seed):
-        apart = max(apart, _compare(run, queries, again))
+    for queries, rescored in _rescore(opened, ids, run, max_tokens, seed):
+        apart = max(apart, _compare(run, queries, rescored))
         count += len(queries)
-    count_again, apart_again = _check_recomputed(model, ids, run, max_tokens, seed)
+    n_windows, windows_apart = _check_recomputed(opened, ids, run, max_tokens, seed)
     evicted = run.record["capacity"] < min(max_tokens, len(run.losses)) or run.record["method"] == "dense"
-    note = "" if evicted or count_again else ", none past the first eviction; raise --max-tokens"
-    sample = f", and {count_again} windows encoded anew" if count_again else ""
+    note = "" if evicted or n_windows else ", none past the first eviction; raise --max-tokens"
+    sample = f", and {n_windows} windows recomputed" if n_windows else ""
     return (
-        f"{count} of {len(run.losses)} losses scored again{sample}, at most "
-        f"{max(apart, apart_again):.1e} nats apart{note}"
+        f"{count} of {len(run.losses)} losses rescored{sample}, at most "
+        f"{max(apart, windows_apart):.1e} nats apart{note}"
     )
 
 
@@ -158,27 +152,41 @@ def _find_ids(record: Record, files: Sequence[Path]) -> np.ndarray:
     )
 
 
-def _score_again(
-    model: PreTrainedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
+def _rescore(
+    opened: OpenedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield queries (T,) of a run, and their losses as scored again, (T,)."""
-    record, n_losses = run.record, len(run.losses)
+    """Yield queries (T,) of a run, and their losses as rescored, (T,)."""
+    record, n_losses, model = run.record, len(run.losses), opened.model
+    method = find_method(record["method"])
     cfg = StreamConfig(n_sink=record["n_sink"], window_size=record["window_size"])
+    quantised = record["storage"] != record["environment"]["dtype"]
+    kv_dtype = record["storage"] if quantised else None
+    count = min(max_tokens, n_losses)
+    if method.name in SCORERS and not method.is_sampled:
+        bootstrap = BootstrapConfig(**record["bootstrap"])
+        task = Task(
+            model=model,
+            ids=ids[: count + 1],
+            method=method,
+            asked=cfg,
+            kv_dtype=kv_dtype,
+            bootstrap=bootstrap,
+        )
+        yield np.arange(count), SCORERS[method.name](task).losses
+        return
     if "recomputed" in record:  # its losses are those of the streaming pass that it is paired with
         n_sink, window_size = map(int, record["recomputed"]["paired_with"].split("+"))
         cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
-    plain = record["storage"] == record["environment"]["dtype"]
-    storage = None if plain else parse_storage(record["storage"])
-    count = min(max_tokens, n_losses)
-    again, _ = score_stream(model, ids[: count + 1], cfg, storage=storage)
-    yield np.arange(count), again
-    stretch = far_stretch(n_losses, cfg, model.config.num_hidden_layers, max_tokens, seed) if plain else None
+    losses, _ = score_stream(model, ids[: count + 1], cfg, kv_dtype=kv_dtype)
+    yield np.arange(count), losses
+    n_layers = model.config.num_hidden_layers
+    stretch = None if quantised else far_stretch(n_losses, cfg, n_layers, max_tokens, seed)
     if stretch is not None:
         first, start = stretch
         spliced = np.concatenate((ids[: cfg.n_sink], ids[start : start + max_tokens + 1]))
-        again, _ = score_stream(model, spliced, cfg)
+        losses, _ = score_stream(model, spliced, cfg)
         queries = np.arange(first, min(start + max_tokens, n_losses))
-        yield queries, again[cfg.n_sink + first - start :][: len(queries)]
+        yield queries, losses[cfg.n_sink + first - start :][: len(queries)]
 
 
 def far_stretch(
@@ -186,8 +194,8 @@ def far_stretch(
 ) -> tuple[int, int] | None:
     """Return a seeded query past the first `max_tokens`, and the token from which reading makes it exact.
 
-    A layer looks back one window, so nothing further than `n_layers` windows behind a query reaches it, but
-    for the sinks: they see only each other, and stand at the same distance wherever the cache is full. Put in
+    A layer looks back one window, so nothing further than `n_layers` windows before a query reaches it, but
+    for the sinks: they see only each other, and have the same distance wherever the cache is full. Put in
     front of a later part of the stream, they are as they were.
 
     Args:
@@ -209,20 +217,20 @@ def far_stretch(
 
 
 def _check_recomputed(
-    model: PreTrainedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
+    opened: OpenedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
 ) -> tuple[int, float]:
-    """Encode some windows of a `recompute` record anew; return how many, and the largest difference."""
+    """Recompute some windows of a `recompute` record; return how many, and the largest difference."""
     sample, capacity = run.record.get("recomputed"), run.record["capacity"]
     if sample is None or not sample["positions"] or capacity > max_tokens:
         return 0, 0.0
-    places, losses = np.array(sample["positions"]), np.array(sample["losses_nats"])
-    chosen = np.random.default_rng(seed).permutation(len(places))[:RECOMPUTED]
-    again, _ = recompute_losses(model, ids, places[chosen], capacity)
-    return len(chosen), _compare(Run(run.record, losses), chosen, again, places[chosen])
+    positions, losses = np.array(sample["positions"]), np.array(sample["losses_nats"])
+    chosen = np.random.default_rng(seed).permutation(len(positions))[:RECOMPUTED]
+    recomputed, _ = recompute_losses(opened.model, ids, positions[chosen], capacity)
+    return len(chosen), _compare(Run(run.record, losses), chosen, recomputed, positions[chosen])
 
 
-def _compare(run: Run, where: np.ndarray, again: np.ndarray, queries: np.ndarray | None = None) -> float:
-    """Return the largest difference of losses scored `again`, (T,), to those of a run at `where`, (T,).
+def _compare(run: Run, where: np.ndarray, rescored: np.ndarray, queries: np.ndarray | None = None) -> float:
+    """Return the largest difference of losses `rescored`, (T,), to those of a run at `where`, (T,).
 
     Raises:
         Refuted: if it is larger than rounding explains.
@@ -230,19 +238,19 @@ def _compare(run: Run, where: np.ndarray, again: np.ndarray, queries: np.ndarray
     environment, storage = run.record["environment"], run.record["storage"]
     tolerance = max(TOLERANCES[environment["dtype"]], TOLERANCES[storage])
     found, queries = run.losses[where].astype(np.float64), where if queries is None else queries
-    difference = np.abs(found - again)
+    difference = np.abs(found - rescored)
     wrong = np.flatnonzero(~(difference <= tolerance))  # NaN is wrong
     if len(wrong):
         i = wrong[0]
         raise Refuted(
-            f"the loss of token {queries[i] + 1} is {found[i]:.6f} nats in the record and {again[i]:.6f} "
-            f"scored again ({len(wrong)} of {len(where)} differ by more than {tolerance:g}); a number was "
+            f"the loss of token {queries[i] + 1} is {found[i]:.6f} nats in the record and {rescored[i]:.6f} "
+            f"rescored ({len(wrong)} of {len(where)} differ by more than {tolerance:g}); a number was "
             "changed, or it was made with another model"
         )
-    mean = float(np.mean(found - again))
+    mean = float(np.mean(found - rescored))
     if len(where) >= 100 and abs(mean) > MEAN_TOLERANCE:
         raise Refuted(
             f"the mean of {len(where)} losses is {found.mean():.6f} nats in the record and "
-            f"{again.mean():.6f} scored again, further apart than {MEAN_TOLERANCE}"
+            f"{rescored.mean():.6f} rescored, further apart than {MEAN_TOLERANCE}"
         )
     return float(difference.max())

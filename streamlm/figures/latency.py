@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from streamlm.summaries.latency import check_timings, confidence_of, speedups, streaming_of
 from streamlm.figures.style import (
     DENSE_LOOK,
     METHOD_LOOKS,
@@ -24,7 +23,8 @@ from streamlm.figures.style import (
     finish,
     use_log_scale,
 )
-from streamlm.records import Record
+from streamlm.records.types import Record
+from streamlm.summaries.latency import check_timings, confidence_of, speedups, streaming_of
 from streamlm.summaries.main import METHOD_NAMES, describe_setting
 
 MIB = 2**20

@@ -36,7 +36,7 @@ from streamlm.figures.style import (
     label_limit,
     use_log_scale,
 )
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.summaries.main import (
     METHOD_NAMES,
     RESULT_HEADERS,

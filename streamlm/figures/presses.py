@@ -12,13 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from streamlm.summaries.presses import (
-    COMPARISON_HEADERS,
-    comparison_rows,
-    findings,
-    method_name,
-    refusals,
-)
 from streamlm.figures.style import (
     BAND_LOOK,
     COLUMN,
@@ -39,8 +32,15 @@ from streamlm.figures.style import (
     use_log_scale,
 )
 from streamlm.presses.grammar import OURS
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable, describe_setting, few_blocks
+from streamlm.summaries.presses import (
+    COMPARISON_HEADERS,
+    comparison_rows,
+    findings,
+    method_name,
+    refusals,
+)
 
 
 @matplotlib.rc_context(STYLE)

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from streamlm.figures.style import METHOD_LOOKS, PAGE, SMALL_LOOK, STYLE, UNSEEN_LOOK, describe, finish
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.summaries.main import ATTENTION_COSTS, METHOD_NAMES, check_comparable
 
 SKETCH = 14  # tokens

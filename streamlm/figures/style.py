@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from streamlm.records import Record, atomic_path
+from streamlm.records.files import atomic_path
+from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
 
 Look = dict[str, Any]  # keyword arguments of a matplotlib artist

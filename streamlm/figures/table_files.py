@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from streamlm.records import Record, write_text
-from streamlm.summaries.main import describe_setting
 from streamlm.figures.tables import TABLES
+from streamlm.records.files import write_text
+from streamlm.records.types import Record
+from streamlm.summaries.main import describe_setting
 
 UNITS = {"ms": "ms", "s": "s", "percent": "%", "nats": "nats", "mib": "MiB", "tokens": "tokens"}
 WORDS = {"kv": "KV", "kl": "KL"}

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamlm.summaries.presses import entry_at, method_name
-from streamlm.summaries.latency import check_timings, latency_ratio, streaming_of
 from streamlm.presses.grammar import OURS
-from streamlm.records import Record
+from streamlm.records.types import Record
+from streamlm.summaries.latency import check_timings, latency_ratio, streaming_of
 from streamlm.summaries.main import ATTENTION_COSTS, METHOD_NAMES, check_comparable
+from streamlm.summaries.presses import entry_at, method_name
 
 Row = dict[str, Any]
 CHANGE = "ppl_increase_percent"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.records import atomic_path, clear_leftovers
+from streamlm.records.files import atomic_path, clear_leftovers
 
 
 @dataclass

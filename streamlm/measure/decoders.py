@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.config import Method
 from streamlm.measure.device import now
-from streamlm.config import METHODS
 from streamlm.measure.scoring import CHUNK
 
 CACHE_STEPS = 3  # untimed steps in which the cache's own share is measured
@@ -27,6 +27,13 @@ class Decoder:
     """
 
     cache_calls: tuple[str, ...] = ()  # methods of the cache that a step calls
+    is_prepared = False  # whether its model is to be prepared for `SinkCache`
+    recomputes = False  # whether every token costs a pass over the whole cache
+
+    @classmethod
+    def make(cls, model: PreTrainedModel, n_sink: int, ids: Tensor) -> "Decoder":
+        """Return a decoder whose cache `ids` (1, capacity) fill, `n_sink` of them as sinks."""
+        return cls(model, None, ids)
 
     def __init__(self, model: PreTrainedModel, cache: Cache | None, ids: Tensor) -> None:
         self.model, self.cache, self.capacity = model, cache, ids.shape[1]
@@ -52,7 +59,13 @@ class Bounded(Decoder):
     """`streaming` and `window`: a `SinkCache` that has seen at least its capacity."""
 
     cache: SinkCache
-    cache_calls = ("begin", "update")
+    is_prepared = True
+    cache_calls = ("_begin_pass", "update")
+
+    @classmethod
+    def make(cls, model: PreTrainedModel, n_sink: int, ids: Tensor) -> "Bounded":
+        """See `Decoder`."""
+        return cls(model, SinkCache(model.config, n_sink, ids.shape[1] - n_sink), ids)
 
 
 class Dense(Decoder):
@@ -61,13 +74,20 @@ class Dense(Decoder):
     cache: DynamicCache
     cache_calls = ("update",)
 
+    @classmethod
+    def make(cls, model: PreTrainedModel, n_sink: int, ids: Tensor) -> "Dense":
+        """See `Decoder`."""
+        return cls(model, DynamicCache(config=model.config), ids)
+
     def make_ready(self) -> None:
         """Forget all but capacity - 1 tokens."""
         self.cache.crop(self.capacity - 1)
 
 
 class Recompute(Decoder):
-    """`recompute`: no cache; the last `capacity` tokens are encoded anew for every token."""
+    """`recompute`: no cache; the last `capacity` tokens are computed from scratch for every token."""
+
+    recomputes = True
 
     def fill(self, ids: Tensor) -> None:
         """Keep `ids`; nothing else is kept between two steps."""
@@ -79,22 +99,27 @@ class Recompute(Decoder):
         self.ids = torch.cat((self.ids[:, 1:], logits[:, -1].argmax(-1, keepdim=True)), dim=1)
 
 
+# By the name of the method; those that are timed have one.
+DECODERS: dict[str, type[Decoder]] = {
+    "dense": Dense,
+    "window": Bounded,
+    "recompute": Recompute,
+    "streaming": Bounded,
+}
+
+
 def make_decoder(
-    method: str, n_sink: int, plain: PreTrainedModel, prepared: PreTrainedModel, ids: Tensor
+    method: Method, n_sink: int, plain: PreTrainedModel, prepared: PreTrainedModel, ids: Tensor
 ) -> Decoder:
     """Return a decoder of `method` whose cache `ids` (1, capacity) fill.
 
     Raises:
-        ValueError: if the method is unknown, or no window is left beside the sinks.
+        ValueError: if the method has no decoder, or no window is left beside the sinks.
     """
-    capacity = ids.shape[1]
-    if method == "dense":
-        return Dense(plain, DynamicCache(config=plain.config), ids)
-    if method == "recompute":
-        return Recompute(plain, None, ids)
-    if method in ("window", "streaming"):
-        return Bounded(prepared, SinkCache(prepared.config, n_sink, capacity - n_sink), ids)
-    raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    found = DECODERS.get(method.name)
+    if found is None:
+        raise ValueError(f"{method.name} cannot be decoded; methods that can are {', '.join(DECODERS)}")
+    return found.make(prepared if found.is_prepared else plain, n_sink, ids)
 
 
 def time_steps(decoder: Decoder, count: int) -> list[float]:

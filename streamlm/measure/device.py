@@ -1,14 +1,10 @@
-"""What a measurement computes with: number type, device, threads, and what its record says of them."""
+"""Number types, devices and threads by their names, and the time once a device has finished."""
 
 import os
 import re
 import time
-from pathlib import Path
 
 import torch
-
-from streamlm.provenance import describe_environment
-from streamlm.records import Record
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -45,22 +41,6 @@ def use_threads(torch_threads: int | str) -> None:
     Snakemake's ``--cores 1`` sets OMP_NUM_THREADS=1, which would otherwise leave torch one thread.
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)) if torch_threads == "auto" else int(torch_threads))
-
-
-def describe_compute(module: Path | str, *, device: str, dtype: str) -> Record:
-    """Return the section `environment` of a record.
-
-    Args:
-        module: the file that measures.
-        device: name of a torch device.
-        dtype: name of a torch floating-point type.
-    """
-    return {
-        **describe_environment(module),
-        "device": device_name(device),
-        "dtype": dtype,
-        "torch_threads": torch.get_num_threads(),
-    }
 
 
 def now(device: torch.device) -> float:

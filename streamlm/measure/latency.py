@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.measure.device import choose_device, describe_compute, parse_dtype, use_threads
+from streamlm.config import METHODS, Compute, StreamConfig, find_method
 from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
 from streamlm.measure.memory import held_bytes, measure_rise
-from streamlm.cache.models import model_title, prepare, read_model, trained_length
+from streamlm.measure.open_model import open_model
 from streamlm.measure.progress import progress
-from streamlm.records import Record, hash_ids
 from streamlm.measure.scoring import check_ids
+from streamlm.records.files import hash_ids
+from streamlm.records.types import LatencyRecord, Record, Timing
 from streamlm.stats import trend
 
 PROTOCOL = "greedy decoding at a full cache, methods in turns, every step awaited"
@@ -48,53 +50,49 @@ class LatencyConfig:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 2 if name == "runs" else 1
-            if value < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
+            smallest = 2 if name == "runs" else 1
+            if value < smallest:
+                raise ValueError(f"{name} must be >= {smallest}, got {value}")
 
 
 @torch.inference_mode()
 def measure_latency(
     *,
     model_dir: Path | str,
+    compute: Compute,
+    title: str | None = None,
     ids: np.ndarray,
     dataset: str,
     capacity: int,
-    sides: Sequence[tuple[str, int]],
+    cases: Sequence[tuple[str, int]],
     latency: LatencyConfig,
-    dtype: str = "float32",
-    device: str = "auto",
-    torch_threads: int | str = "auto",
-    title: str | None = None,
-) -> list[Record]:
+) -> list[LatencyRecord]:
     """Time decoding by several methods in turns; return a record of each.
 
     Args:
         model_dir: a transformers model folder.
+        compute: number type, device and threads.
+        title: true name of the model, if its folder does not say it.
         ids: (N,) token ids of a text, N >= capacity; the first fill the caches.
         dataset: the true name of the text.
         capacity: tokens that every method holds while it is timed.
-        sides: (method, n_sink) of each record; `dense`, `window` and `recompute` have no sinks.
+        cases: (method, n_sink) of each record; methods without sinks have 0.
         latency: how much is decoded.
-        dtype: name of a torch floating-point type.
-        device: name of a torch device; "auto" is CUDA when present.
-        torch_threads: for CPU arithmetic; "auto" is every core.
-        title: true name of the model, if its folder does not tell it.
 
     Raises:
         ValueError: for any mistake in the above.
     """
-    with _setting(model_dir, ids, dataset, capacity, dtype, device, torch_threads, title) as setting:
+    with _bench(model_dir, compute, title, ids, dataset, capacity) as bench:
         decoders = [
-            make_decoder(method, n_sink, setting.plain, setting.prepared, setting.prompt)
-            for method, n_sink in sides
+            make_decoder(find_method(name), n_sink, bench.plain, bench.prepared, bench.prompt)
+            for name, n_sink in cases
         ]
         counts = [
-            latency.recompute_tokens if method == "recompute" else latency.timed_tokens for method, _ in sides
+            latency.recompute_tokens if decoder.recomputes else latency.timed_tokens for decoder in decoders
         ]
         for decoder, count in zip(decoders, counts, strict=True):
             time_steps(decoder, min(latency.warmup_tokens, count))
-        times: list[list[list[float]]] = [[] for _ in sides]  # of side, run, token
+        times: list[list[list[float]]] = [[] for _ in cases]  # of case, run, token
         with progress(latency.runs, "run") as bar:
             for _ in range(latency.runs):
                 for decoder, count, runs in zip(decoders, counts, times, strict=True):
@@ -102,8 +100,8 @@ def measure_latency(
                 bar.update()
         return [
             {
-                **setting.record,
-                "method": method,
+                **bench.record,  # type: ignore[typeddict-item]
+                "method": name,
                 "n_sink": n_sink,
                 "window_size": capacity - n_sink,
                 "protocol": PROTOCOL,
@@ -111,9 +109,9 @@ def measure_latency(
                 "step_ms": describe_times(runs),
                 "cache_ms": measure_cache(decoder),
                 "kv_bytes": held_bytes(decoder.cache),
-                "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), setting.plain.device),
+                "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), bench.plain.device),
             }
-            for (method, n_sink), decoder, count, runs in zip(sides, decoders, counts, times, strict=True)
+            for (name, n_sink), decoder, count, runs in zip(cases, decoders, counts, times, strict=True)
         ]
 
 
@@ -121,62 +119,68 @@ def measure_latency(
 def measure_long_run(
     *,
     model_dir: Path | str,
+    compute: Compute,
+    title: str | None = None,
     ids: np.ndarray,
     dataset: str,
-    capacity: int,
-    n_sink: int,
+    cfg: StreamConfig,
     tokens: int,
-    dtype: str = "float32",
-    device: str = "auto",
-    torch_threads: int | str = "auto",
-    title: str | None = None,
 ) -> Record:
     """Time one long run of `streaming` against young streams; return its record, with the trend of the ratio.
 
-    Between its tokens, those of a second stream are timed, which every `YOUNG_TOKENS` begins anew: whatever
+    Between its tokens, those of a second stream are timed, which starts again every `YOUNG_TOKENS`: whatever
     slows the machine meets both, and what the length of a stream costs is left.
 
     Args:
-        tokens: that are decoded behind a full cache; the others are those of `measure_latency`.
+        cfg: of both caches.
+        tokens: that are decoded after a full cache; the others are those of `measure_latency`.
     """
-    with _setting(model_dir, ids, dataset, capacity, dtype, device, torch_threads, title) as setting:
-        make = partial(make_decoder, "streaming", n_sink, setting.plain, setting.prepared, setting.prompt)
-        old, young = make(), make()
+    with _bench(model_dir, compute, title, ids, dataset, cfg.capacity) as bench:
+        old, young = (
+            make_decoder(METHODS["streaming"], cfg.n_sink, bench.plain, bench.prepared, bench.prompt)
+            for _ in range(2)
+        )
         assert isinstance(young.cache, SinkCache)
         begin = young.cache.state_dict()
         step_ms = np.empty((2, tokens))  # of the long stream, of the young ones
         with progress(tokens, "token") as bar:
             for i in range(tokens):
                 if i % YOUNG_TOKENS == 0:
-                    young.cache = SinkCache(setting.prepared.config, n_sink, capacity - n_sink)
+                    young.cache = SinkCache(bench.prepared.config, cfg.n_sink, cfg.window_size)
                     young.cache.load_state_dict(begin)
                 pair = (old, young) if i % 2 else (young, old)
                 times = {decoder: time_steps(decoder, 1)[0] for decoder in pair}
                 step_ms[:, i] = times[old], times[young]
                 bar.update()
-        parts = np.array_split(step_ms, min(LONG_RUN_PARTS, tokens), axis=1)
-        seen = capacity + np.cumsum([part.shape[1] for part in parts])
-        medians, control = np.transpose([np.median(part, axis=1) for part in parts])
         return {
-            **setting.record,
+            **bench.record,
             "method": "streaming",
-            "n_sink": n_sink,
-            "window_size": capacity - n_sink,
+            **asdict(cfg),
             "protocol": PROTOCOL,
             "decoded": {"timed_tokens": tokens},
-            "tokens_seen": seen.tolist(),  # at the end of each part of the run
-            "step_ms": {
-                "median": float(np.median(step_ms[0])),
-                "p95": _p95(step_ms[0]),
-                "parts": medians.tolist(),
-                "young_parts": control.tolist(),
-            },
-            "trend_percent_per_1000_tokens": trend(100 * medians / control, seen / 1000),
+            **_describe_long_run(step_ms, cfg.capacity),
             "kv_bytes": held_bytes(old.cache),
         }
 
 
-def describe_times(runs: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _describe_long_run(step_ms: np.ndarray, capacity: int) -> dict[str, Any]:
+    """Return medians along the run, and their trend, from times (2, N) of the old and the young stream."""
+    parts = np.array_split(step_ms, min(LONG_RUN_PARTS, step_ms.shape[1]), axis=1)
+    seen = capacity + np.cumsum([part.shape[1] for part in parts])
+    medians, control = np.transpose([np.median(part, axis=1) for part in parts])
+    return {
+        "tokens_seen": seen.tolist(),  # at the end of each part of the run
+        "step_ms": {
+            "median": float(np.median(step_ms[0])),
+            "p95": _p95(step_ms[0]),
+            "parts": medians.tolist(),
+            "young_parts": control.tolist(),
+        },
+        "trend_percent_per_1000_tokens": trend(100 * medians / control, seen / 1000),
+    }
+
+
+def describe_times(runs: Sequence[Sequence[float]]) -> Timing:
     """Return median and 95th percentile over all tokens, and the runs' medians, in ms."""
     everything = [ms for run in runs for ms in run]
     medians = [float(np.median(run)) for run in runs]
@@ -193,7 +197,7 @@ def _p95(times: Sequence[float] | np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class _Setting:
+class _Bench:
     plain: PreTrainedModel
     prepared: PreTrainedModel  # the same weights
     prompt: Tensor  # (1, capacity)
@@ -201,35 +205,27 @@ class _Setting:
 
 
 @contextmanager
-def _setting(
-    model_dir: Path | str,
-    ids: np.ndarray,
-    dataset: str,
-    capacity: int,
-    dtype: str,
-    device: str,
-    torch_threads: int | str,
-    title: str | None,
-) -> Iterator[_Setting]:
+def _bench(
+    model_dir: Path | str, compute: Compute, title: str | None, ids: np.ndarray, dataset: str, capacity: int
+) -> Iterator[_Bench]:
     """Load the model, plain and prepared, and begin the record."""
     if len(ids) < capacity:
         raise ValueError(f"{len(ids)} tokens do not fill a cache of {capacity}; take a longer text")
-    use_threads(torch_threads)
-    device = choose_device(device)
-    plain = read_model(model_dir, dtype=parse_dtype(dtype), device=device)
-    check_ids(ids, plain.config.get_text_config(decoder=True).vocab_size)
+    opened = open_model(model_dir, compute, title=title, prepared=False)
+    plain = opened.model
+    check_ids(ids, opened.vocab_size)
     prompt = torch.as_tensor(ids[None, :capacity], dtype=torch.int64, device=plain.device)
     record = {
-        "model": model_title(plain) if title is None else title,
-        "trained_length": trained_length(plain),
+        "model": opened.title,
+        "trained_length": opened.trained_length,
         "dataset": dataset,
         "capacity": capacity,
         "tokens": {"count": capacity, "sha256": hash_ids(ids[:capacity])},
         "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "environment": describe_compute(__file__, device=device, dtype=dtype),
+        "environment": opened.environment(__file__),
     }
     with prepare(_twin(plain)) as prepared:
-        yield _Setting(plain, prepared, prompt, record)
+        yield _Bench(plain, prepared, prompt, record)
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Per-token losses of a stream: in blocks under sinks + window, or with the window encoded anew."""
+"""Per-token losses of a stream: in blocks under sinks + window, or with re-computation of the window."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from streamlm.cache.attention import QUERY_BLOCK
 from streamlm.cache.sink_cache import POSITION_LIMIT, SinkCache
-from streamlm.measure.checkpoint import Checkpoint
 from streamlm.config import StreamConfig
+from streamlm.measure.checkpoint import Checkpoint
 
 CHUNK = 1024  # tokens per pass through the model
 HEAD_BLOCK = 128  # tokens per product with the vocabulary: 128 x 49,152 float32 logits are 25 MB
@@ -25,7 +25,7 @@ def score_stream(
     chunk: int = CHUNK,
     query_block: int = QUERY_BLOCK,
     position_limit: int = POSITION_LIMIT,
-    storage: torch.dtype | None = None,
+    kv_dtype: torch.dtype | str | None = None,
     checkpoint: Checkpoint | None = None,
     on_progress: Callable[[np.ndarray], object] | None = None,
 ) -> tuple[np.ndarray, SinkCache]:
@@ -41,8 +41,8 @@ def score_stream(
         chunk: tokens per pass through the model; changes speed and nothing else.
         query_block: queries per attention block; likewise.
         position_limit: see `SinkCache`.
-        storage: see `SinkCache`.
-        checkpoint: goes on from what it holds, and keeps the state from time to time.
+        kv_dtype: see `SinkCache`.
+        checkpoint: to continue from, and to keep the state in from time to time.
         on_progress: called with the losses so far, after every pass.
 
     Returns:
@@ -59,7 +59,7 @@ def score_stream(
         window_size=cfg.window_size,
         position_limit=position_limit,
         query_block=query_block,
-        storage=storage,
+        kv_dtype=kv_dtype,
     )
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
@@ -87,8 +87,8 @@ def draw_positions(n_tokens: int, capacity: int, count: int, seed: int) -> np.nd
     """
     available = max(0, n_tokens - 1 - capacity)
     count = min(count, available)
-    places = np.arange(count) + np.random.default_rng(seed).random(count)  # in stretches
-    return capacity + np.minimum(places * available / max(count, 1), available - 1).astype(np.int64)
+    drawn = np.arange(count) + np.random.default_rng(seed).random(count)  # in stretches
+    return capacity + np.minimum(drawn * available / max(count, 1), available - 1).astype(np.int64)
 
 
 @torch.inference_mode()
@@ -100,17 +100,17 @@ def recompute_losses(
     *,
     on_progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, SinkCache]:
-    """Return the losses after some queries whose last `capacity` tokens are encoded from scratch.
+    """Return the losses after some queries whose last `capacity` tokens are computed from scratch.
 
     Args:
         model: prepared for `SinkCache`.
         ids: (N,) token ids of the stream.
         positions: (M,) queries, each from capacity - 1 to N - 2.
-        capacity: tokens that are encoded, the query included, at positions 0 .. capacity - 1.
+        capacity: tokens that are computed, the query included, at positions 0 .. capacity - 1.
         on_progress: called with the number of losses so far.
 
     Returns:
-        (M,) losses in nats of the tokens behind the queries; and the cache, as one query leaves it.
+        (M,) losses in nats of the tokens after the queries; and the cache, as one query leaves it.
 
     Source: arXiv:2309.17453, figure 1 (c), "sliding window with re-computation".
     """

@@ -1,4 +1,4 @@
-"""kvpress at work on a model: exact budgets, GPT-NeoX as well, and a use of it that equals the paper.
+"""Run kvpress on a model: with exact budgets, on GPT-NeoX as well, and in a way that equals the paper.
 
 Importing kvpress changes transformers' attention functions for the whole process, so only functions here
 import it, and only processes of their own call them.
@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from streamlm.cache.sink_cache import layer_windows
 from streamlm.presses.grammar import Press
 
-# kvpress's own list, of models that are one text decoder with full attention; and ours.
+# Of kvpress's own list, the models that are one text decoder with full attention; and GPT-NeoX.
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gpt_neox")
 
 Hook = Callable[[nn.Module, Any, dict[str, Any], Any], Any]
@@ -24,8 +24,9 @@ Layer = tuple[Tensor, Tensor]  # keys and values, (B, Hkv, T, D)
 
 def check_model(model: PreTrainedModel) -> None:
     """Raise ValueError unless presses can be compared on `model`."""
-    kind = model.config.model_type
-    if kind not in FAMILIES or any(window is not None for window in layer_windows(model.config)):
+    if model.config.model_type not in FAMILIES or any(
+        window is not None for window in layer_windows(model.config)
+    ):
         raise ValueError(
             f"presses cannot be compared on {type(model).__name__}; they can on models of the types "
             f"{', '.join(FAMILIES)} with full attention in every layer"
@@ -43,17 +44,16 @@ def refusal(press: Press, model: PreTrainedModel) -> str | None:
 
 
 def make_press(press: Press) -> Any:
-    """Return the kvpress object that `press` describes; it turns keys as far as a model rotates them.
+    """Return the kvpress object that `press` describes; it rotates only the rotary features of keys.
 
     Raises:
         ValueError: if kvpress refuses an argument.
     """
     import kvpress
 
-    kind = getattr(kvpress, press.name)
     inner = {} if press.inner is None else {"press": make_press(press.inner)}
     try:
-        made = kind(**inner, **press.arguments)
+        made = getattr(kvpress, press.name)(**inner, **press.arguments)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"kvpress refuses {press.name}: {error}") from error
     if press.rerotates:
@@ -62,10 +62,10 @@ def make_press(press: Press) -> Any:
 
 
 def make_decoding_press(press: Press, model: PreTrainedModel, target: int, interval: int) -> Any:
-    """Return kvpress's DecodingPress over `press`: every `interval` tokens it cuts to `target`.
+    """Return kvpress's DecodingPress over `press`: every `interval` tokens it cuts the cache to `target`.
 
-    It is made over the press that scores and given the wrapping one afterwards: its constructor refuses
-    KeyRerotationPress, with which all of it works.
+    It is built over the press that scores and then gets the wrapping one: its constructor refuses
+    KeyRerotationPress, although it works with it.
     """
     import kvpress
 
@@ -78,11 +78,11 @@ def make_decoding_press(press: Press, model: PreTrainedModel, target: int, inter
 
 
 def rerotate_keys(module: Any, indices: Tensor, keys: Tensor) -> Tensor:
-    """Return the kept keys turned to the places 0, 1, …: kvpress's own rule, over the rotary features alone.
+    """Return the kept keys rotated to positions 0, 1, …: kvpress's rule, on the rotary features alone.
 
     Args:
         module: the attention, with `rotary_emb`.
-        indices: (B, Hkv, n_kept) kept tokens, ascending.
+        indices: (B, Hkv, n_kept) kept positions, ascending.
         keys: (B, Hkv, T, D).
 
     Returns:
@@ -95,33 +95,33 @@ def rerotate_keys(module: Any, indices: Tensor, keys: Tensor) -> Tensor:
 
     inv_freq = module.rotary_emb.inv_freq
     kept = keys.gather(2, indices[..., None].expand(-1, -1, -1, keys.shape[-1]))
-    turning, still = kept.tensor_split([2 * len(inv_freq)], dim=-1)
-    cos, sin = KeyRerotationPress._rerotate_cos_sin(turning, inv_freq, indices)
-    return torch.cat((turning * cos + rotate_half(turning) * sin, still), dim=-1)
+    rotary, other = kept.tensor_split([2 * len(inv_freq)], dim=-1)
+    cos, sin = KeyRerotationPress._rerotate_cos_sin(rotary, inv_freq, indices)
+    return torch.cat((rotary * cos + rotate_half(rotary) * sin, other), dim=-1)
 
 
 def attention_modules(model: PreTrainedModel) -> list[Any]:
     """Return the attention of every layer, in order."""
-    found = [module for module in model.modules() if hasattr(module, "layer_idx")]
-    return sorted(found, key=lambda module: module.layer_idx)
+    modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
+    return sorted(modules, key=lambda module: module.layer_idx)
 
 
 @contextmanager
 def attached(hook: Hook, model: PreTrainedModel) -> Iterator[None]:
     """Call `hook` after every attention as kvpress does in a Llama, until the block ends.
 
-    GPT-NeoX passes hidden states by position, calls the cache `layer_past` and lacks `head_dim`. No attention
-    knows the rotary embedding.
+    GPT-NeoX passes hidden states by position, calls the cache `layer_past` and lacks `head_dim`. The
+    attention of no family has `rotary_emb`.
     """
     rotary = next(module for module in model.modules() if hasattr(module, "inv_freq"))
 
     def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        known = dict(kwargs)
-        if "hidden_states" not in known:
-            known["hidden_states"] = args[0]
-        if "past_key_values" not in known:
-            known["past_key_values"] = known.pop("layer_past")
-        return hook(module, args, known, output)
+        named = dict(kwargs)
+        if "hidden_states" not in named:
+            named["hidden_states"] = args[0]
+        if "past_key_values" not in named:
+            named["past_key_values"] = named.pop("layer_past")
+        return hook(module, args, named, output)
 
     with ExitStack() as undo:
         for module in attention_modules(model):
@@ -136,22 +136,22 @@ def attached(hook: Hook, model: PreTrainedModel) -> Iterator[None]:
 def exact_ratio(n_tokens: int, n_kept: int) -> float:
     """Return the compression ratio at which kvpress keeps exactly `n_kept` of `n_tokens`.
 
-    It keeps int(n_tokens * (1 - ratio)), and the obvious ratio falls short of a whole number now and then.
+    It keeps int(n_tokens * (1 - ratio)); with the ratio 1 - n_kept / n_tokens, rounding can lose a token.
     """
     ratio = 1 - (n_kept + 0.5) / n_tokens
     assert int(n_tokens * (1 - ratio)) == n_kept
     return ratio
 
 
-def check_held(cache: Any, n_tokens: int) -> None:
-    """Raise ValueError unless every layer of a cache holds exactly `n_tokens`."""
-    held = [layer.keys.shape[2] for layer in cache.layers]
-    if set(held) != {n_tokens}:
-        raise ValueError(f"layers hold {min(held)} to {max(held)} tokens where the budget is {n_tokens}")
+def check_budget(cache: Any, budget: int) -> None:
+    """Raise ValueError unless every layer of a cache holds exactly `budget` tokens."""
+    counts = [layer.keys.shape[2] for layer in cache.layers]
+    if set(counts) != {budget}:
+        raise ValueError(f"layers hold {min(counts)} to {max(counts)} tokens where the budget is {budget}")
 
 
 def filled_cache(model: PreTrainedModel, layers: list[Layer]) -> DynamicCache:
-    """Return a growing cache that holds these keys and values."""
+    """Return a `DynamicCache` with these keys and values."""
     cache = DynamicCache(config=model.config)
     for i, (keys, values) in enumerate(layers):
         cache.update(keys, values, i)

@@ -1,4 +1,4 @@
-"""What a model says behind a smaller cache, beside what it says behind the whole one."""
+"""How a model predicts after a reduced cache, compared with the whole one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from streamlm.stats import BootstrapConfig, block_bootstrap, describe_losses
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of every scored token: its loss, and how its distribution agrees with the dense one."""
+    """Loss of every scored token, and agreement of its distribution with that under the dense cache."""
 
     losses: np.ndarray  # (N,) nats
-    divergences: np.ndarray  # (N,) nats, from the dense distribution to this one
-    same_first: np.ndarray  # (N,) bool, whether both hold the same token for the likeliest
+    divergences: np.ndarray  # (N,) nats, Kullback-Leibler, from the dense distribution to this one
+    same_first: np.ndarray  # (N,) bool, whether the most likely token is the same
 
     @classmethod
-    def joined(cls, parts: "list[Agreement]") -> "Agreement":
-        """Return the agreement over several runs of tokens, one behind the other."""
-        columns = zip(*((part.losses, part.divergences, part.same_first) for part in parts), strict=True)
+    def joined(cls, pieces: "list[Agreement]") -> "Agreement":
+        """Return the agreement over several pieces of text, in order."""
+        columns = zip(*((piece.losses, piece.divergences, piece.same_first) for piece in pieces), strict=True)
         return cls(*map(np.concatenate, columns))
 
     def describe(self, cfg: BootstrapConfig) -> dict[str, Any]:
-        """Return perplexity, mean divergence and agreement in the first token, with intervals."""
+        """Return perplexity and mean divergence with intervals, and the share of equal predictions."""
         divergence = block_bootstrap(self.divergences, cfg)
         return {
             **describe_losses(self.losses, cfg),
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def compare_hidden(head: nn.Module, hidden: Sequence[Tensor], targets: Tensor) -> list[Agreement]:
-    """Return how hidden states (T, H) do on targets (T,) and agree with the first of them, the dense ones."""
+    """Compare several hidden states (T, H) on targets (T,) with the first of them, the dense ones."""
     columns: list[list[tuple[Tensor, ...]]] = [[] for _ in hidden]
     wide = torch.promote_types(hidden[0].dtype, torch.float32)
     for target, *rows in zip(*(tensor.split(HEAD_BLOCK) for tensor in (targets, *hidden)), strict=True):
@@ -49,6 +49,6 @@ def compare_hidden(head: nn.Module, hidden: Sequence[Tensor], targets: Tensor) -
             loss = nn.functional.nll_loss(log_p, target, reduction="none")
             column.append((loss, divergence, log_p.argmax(-1) == dense.argmax(-1)))
     return [
-        Agreement(*(torch.cat(parts).cpu().numpy() for parts in zip(*column, strict=True)))
+        Agreement(*(torch.cat(blocks).cpu().numpy() for blocks in zip(*column, strict=True)))
         for column in columns
     ]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,17 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.device import now
 from streamlm.measure.memory import held_bytes
-from streamlm.cache.models import prepare
 from streamlm.presses.adapter import attached, make_decoding_press
-from streamlm.presses.setting import Texts, name_text, open_setting, step
-from streamlm.presses.grammar import Press, check_budgets
-from streamlm.records import Record
-from streamlm.stats import BootstrapConfig
+from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.presses.grammar import STREAMLM, Press, check_budgets
+from streamlm.presses.setting import Setting, name_text, open_setting, step
+from streamlm.records.types import Record
 
 PROTOCOL = "streaming decode: a prompt fills all but one entry, then every token is decoded by itself"
-OURS = "streamlm"
 TURN = 40  # tokens that one method decodes before the next takes over
 ROUNDS = 20  # of eviction, after which the survivors are reported
 
@@ -67,14 +64,14 @@ class Survivors:
     def watch(self, press: Any) -> None:
         """Follow what `press` keeps, and raise ValueError where a layer keeps another number than `target`.
 
-        In the first layer it is asked twice, the second time with positions in place of values.
+        In the first layer it is called twice, the first time with positions instead of values.
         """
         compress = press.compress
 
         def call(module: Any, hidden: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Any:
             if module.layer_idx == 0:
-                places = self._places(keys)[None, :, :, None].expand_as(values)
-                self._note(compress(module, hidden, keys, places, *rest)[1][0, :, :, 0])
+                positions = self._positions(keys)[None, :, :, None].expand_as(values)
+                self._note(compress(module, hidden, keys, positions, *rest)[1][0, :, :, 0])
             kept = compress(module, hidden, keys, values, *rest)
             if kept[0].shape[2] != self.target:
                 raise ValueError(f"kvpress keeps {kept[0].shape[2]} tokens where the budget is {self.target}")
@@ -82,7 +79,7 @@ class Survivors:
 
         press.compress = call
 
-    def _places(self, keys: Tensor) -> Tensor:
+    def _positions(self, keys: Tensor) -> Tensor:
         """Return the positions (Hkv, T) of keys (1, Hkv, T, D): those held before, and the new ones."""
         n_heads, n_held = keys.shape[1:3]
         old = (
@@ -112,32 +109,21 @@ class Survivors:
 
 
 @dataclass
-class Stream:
-    """One way to decode, and what it has shown so far."""
+class DecodingRun:
+    """One way to decode, and what it has given so far."""
 
     cache: Cache
     around: Callable[[], AbstractContextManager[Any]]  # in force while it decodes
-    in_text: bool = False  # whether tokens stand where they stand in the text; else the cache decides
+    in_text: bool = False  # whether tokens have their positions in the text; else the cache decides
     survivors: Survivors | None = None
     prefill_sec: float = 0.0
     hidden: list[Tensor] = field(default_factory=list)  # (1, H) of every token
     step_ms: list[float] = field(default_factory=list)
-    kv_bytes: int = 0  # the most after a step
+    kv_bytes: int = 0  # the largest after a step
 
 
 @torch.inference_mode()
-def measure_decoding(
-    *,
-    model_dir: Path | str,
-    texts: Texts,
-    n_sink: int,
-    decode: DecodeConfig,
-    bootstrap: BootstrapConfig,
-    dtype: str = "float32",
-    device: str = "auto",
-    torch_threads: int | str = "auto",
-    title: str | None = None,
-) -> tuple[Record, np.ndarray]:
+def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> tuple[Record, np.ndarray]:
     """Decode each text by every method in turns; return the record and the losses.
 
     With R = capacity - n_sink - 1 recent tokens kept after a step, the methods are ``dense``; ``streamlm``,
@@ -146,15 +132,9 @@ def measure_decoding(
     DecodingPress over StreamingLLMPress as kvpress has it, tokens at their positions in the text.
 
     Args:
-        model_dir: a transformers model folder.
-        texts: token ids (N,), N >= decode.n_ids, by the true name of the text.
+        setting: model and texts.
         n_sink: first tokens kept.
         decode: how much is held and decoded.
-        bootstrap: settings of the intervals.
-        dtype: name of a torch floating-point type.
-        device: name of a torch device; "auto" is CUDA when present.
-        torch_threads: for CPU arithmetic; "auto" is every core.
-        title: true name of the model, if its folder does not tell it.
 
     Returns:
         the record, with an entry in `texts` for each and in it `methods` in the order above; float32 losses
@@ -164,32 +144,22 @@ def measure_decoding(
         ValueError: for any mistake in the above.
     """
     check_budgets([decode.capacity - 1], n_sink, decode.n_ids)
-    setting = open_setting(
-        module=__file__,
-        model_dir=model_dir,
-        texts=texts,
-        n_ids=decode.n_ids,
-        bootstrap=bootstrap,
-        dtype=dtype,
-        device=device,
-        torch_threads=torch_threads,
-        title=title,
-    )
+    opened = open_setting(setting, module=__file__, n_ids=decode.n_ids)
     entries, losses = [], []
-    for dataset, ids in setting.texts.items():
-        streams = open_streams(setting.model, n_sink, decode)
-        agreements = decode_in_turns(setting.model, streams, ids, decode.capacity - 1)
+    for dataset, ids in opened.texts.items():
+        runs = open_runs(opened.model, n_sink, decode)
+        agreements = decode_in_turns(opened.model, runs, ids, decode.capacity - 1)
         methods = {
             label: {
-                **agreement.describe(bootstrap),
-                **_describe_cost(streams[label], streams[OURS]),
+                **agreement.describe(setting.bootstrap),
+                **_describe_cost(runs[label], runs[STREAMLM]),
             }
             for label, agreement in agreements.items()
         }
         entries.append({**name_text(dataset, ids), "methods": methods})
         losses.append([agreement.losses for agreement in agreements.values()])
     record = {
-        **setting.record,
+        **opened.record,
         "n_sink": n_sink,
         "protocol": PROTOCOL,
         "decoded": asdict(decode) | {"prompt_tokens": decode.capacity - 1, "turn_tokens": TURN},
@@ -198,23 +168,23 @@ def measure_decoding(
     return record, np.array(losses, dtype=np.float32)
 
 
-def open_streams(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict[str, Stream]:
+def open_runs(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict[str, DecodingRun]:
     """Return every method with an empty cache, by label."""
     scorer = Press("StreamingLLMPress", {"n_sink": n_sink})
     faithful = Press("KeyRerotationPress", inner=scorer)
     target = decode.capacity - 1
 
-    def pressed(press: Press, interval: int) -> Stream:
+    def pressed(press: Press, interval: int) -> DecodingRun:
         made = make_decoding_press(press, model, target, interval)
         survivors = Survivors(n_sink, target, interval)
         survivors.watch(made)
         around = partial(attached, made.forward_hook, model)
-        return Stream(DynamicCache(config=model.config), around, press is scorer, survivors)
+        return DecodingRun(DynamicCache(config=model.config), around, press is scorer, survivors)
 
     sinks = SinkCache(model.config, n_sink=n_sink, window_size=decode.capacity - n_sink)
     return {
-        "dense": Stream(DynamicCache(config=model.config), nullcontext),
-        OURS: Stream(sinks, partial(prepare, model)),
+        "dense": DecodingRun(DynamicCache(config=model.config), nullcontext),
+        STREAMLM: DecodingRun(sinks, partial(prepare, model)),
         "kvpress_faithful": pressed(faithful, 1),
         **{
             f"kvpress_every_{interval}": pressed(scorer, interval)
@@ -224,47 +194,46 @@ def open_streams(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> d
 
 
 def decode_in_turns(
-    model: PreTrainedModel, streams: dict[str, Stream], ids: Tensor, n_prompt: int
+    model: PreTrainedModel, runs: dict[str, DecodingRun], ids: Tensor, n_prompt: int
 ) -> dict[str, Agreement]:
-    """Feed ids (N,) to every stream, the first `n_prompt` in one pass, then one by one.
+    """Feed ids (N,) to every run, the first `n_prompt` in one pass, then one by one.
 
-    Return how each agrees with the dense one; the last id is only predicted. The streams take turns, so
+    Return how each agrees with the dense one; the last id is only predicted. The runs take turns, so
     that a busy machine meets all of them.
     """
     model.base_model(ids[None, :n_prompt])  # a first pass is slower
-    for stream in streams.values():
-        with stream.around():
+    for run in runs.values():
+        with run.around():
             begin = now(ids.device)
-            model.base_model(ids[None, :n_prompt], past_key_values=stream.cache)
-            stream.prefill_sec = now(ids.device) - begin
+            model.base_model(ids[None, :n_prompt], past_key_values=run.cache)
+            run.prefill_sec = now(ids.device) - begin
     for first in range(n_prompt, len(ids) - 1, TURN):
-        for stream in streams.values():
-            with stream.around():
-                for place in range(first, min(first + TURN, len(ids) - 1)):
-                    position = place if stream.in_text else None
-                    state, step_ms = step(model, ids[None, place : place + 1], stream.cache, position)
-                    stream.hidden.append(state)
-                    stream.step_ms.append(step_ms)
-                    stream.kv_bytes = max(stream.kv_bytes, held_bytes(stream.cache))
-    hidden = [torch.cat(stream.hidden) for stream in streams.values()]
+        for run in runs.values():
+            with run.around():
+                for t in range(first, min(first + TURN, len(ids) - 1)):
+                    position = t if run.in_text else None
+                    state, step_ms = step(model, ids[None, t : t + 1], run.cache, position)
+                    run.hidden.append(state)
+                    run.step_ms.append(step_ms)
+                    run.kv_bytes = max(run.kv_bytes, held_bytes(run.cache))
+    hidden = [torch.cat(run.hidden) for run in runs.values()]
     agreements = compare_hidden(model.get_output_embeddings(), hidden, ids[n_prompt + 1 :])
-    return dict(zip(streams, agreements, strict=True))
+    return dict(zip(runs, agreements, strict=True))
 
 
-def _describe_cost(stream: Stream, ours: Stream) -> dict[str, Any]:
+def _describe_cost(run: DecodingRun, ours: DecodingRun) -> dict[str, Any]:
     """Return times, memory and survivors; ratios are those of the medians of a turn to ours in it."""
-    ends = range(TURN, len(stream.step_ms), TURN)
+    ends = range(TURN, len(run.step_ms), TURN)
     turns, same = (
-        [np.median(part) for part in np.split(np.array(times), ends)]
-        for times in (stream.step_ms, ours.step_ms)
+        [np.median(part) for part in np.split(np.array(times), ends)] for times in (run.step_ms, ours.step_ms)
     )
     ratios = np.divide(turns, same)
     return {
-        "prefill_sec": stream.prefill_sec,
-        "step_ms": float(np.median(stream.step_ms)),
-        "step_ms_p95": float(np.quantile(stream.step_ms, 0.95)),
+        "prefill_sec": run.prefill_sec,
+        "step_ms": float(np.median(run.step_ms)),
+        "step_ms_p95": float(np.quantile(run.step_ms, 0.95)),
         "step_ratio": float(np.median(ratios)),
         "step_ratio_spread": [float(ratios.min()), float(ratios.max())],
-        "kv_bytes": stream.kv_bytes,
-        "survivors": None if stream.survivors is None else stream.survivors.describe(),
+        "kv_bytes": run.kv_bytes,
+        "survivors": None if run.survivors is None else run.survivors.describe(),
     }

@@ -6,40 +6,55 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OURS = ("streamlm", "streamlm_dense_prefill")
+STREAMLM, DENSE_PREFILL = OURS = ("streamlm", "streamlm_dense_prefill")
 REFERENCES = ("StreamingLLMPress", "KeyRerotationPress")  # labels of the presses that are always compared
 
-
-def _is_whole(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
-
-
-# What an argument may be, in words, and the test of it; kvpress itself looks at few of them.
-COUNT = ("a whole number, 0 or more", lambda value: _is_whole(value, 0))
-SIZE = ("a whole number, 1 or more", lambda value: _is_whole(value, 1))
-ODD = ("an odd number, 1 or more", lambda value: _is_whole(value, 1) and value % 2 == 1)
-SHARE = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
-FLAG = ("True or False", lambda value: isinstance(value, bool))
-PRESS = ("a press", lambda value: False)  # read as one before any other
+# What a value may be, in words, and the test of it; kvpress itself checks few of its arguments.
 Rule = tuple[str, Callable[[Any], bool]]
 
 
+def _is_whole(value: Any, low: int) -> bool:
+    return type(value) is int and value >= low
+
+
+def one_of(*words: str) -> Rule:
+    """Return the rule of an argument that is one of a few words."""
+    return f"one of {', '.join(map(repr, words))}", lambda value: value in words
+
+
+COUNT: Rule = ("a whole number, 0 or more", lambda value: _is_whole(value, 0))
+SIZE: Rule = ("a whole number, 1 or more", lambda value: _is_whole(value, 1))
+ODD: Rule = ("an odd number, 1 or more", lambda value: _is_whole(value, 1) and value % 2 == 1)
+SHARE: Rule = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
+FLAG: Rule = ("True or False", lambda value: isinstance(value, bool))
+
+
 @dataclass(frozen=True)
-class Kind:
+class PressSpec:
     """What a press of kvpress takes and needs."""
 
-    arguments: Mapping[str, Rule] = field(default_factory=dict)
-    wraps: bool = False  # its one required argument is another press
-    needs_queries: bool = False  # beside keys and values
+    arguments: Mapping[str, Rule] = field(default_factory=dict)  # all but the wrapped press, by name
+    wraps: bool = False  # its first argument, `press`, is another press
+    needs_queries: bool = False  # in addition to keys and values
+    window_size: int = 0  # default of the last tokens of a context that it scores with
 
 
-# Presses that score tokens and can keep exactly so many in every layer, from what a pass gives them alone:
-# no statistics or weights to download, no attention weights, no budgets that differ between layers.
-PRESSES: Mapping[str, Kind] = {
-    "CriticalKVPress": Kind(
-        {"press": PRESS, "epsilon": SHARE, "first_stage_ratio": SHARE}, wraps=True, needs_queries=True
+# Presses that score tokens and can keep an exact number of them in every layer, from what a forward pass
+# provides: no statistics or weights to download, no attention weights, no budgets that differ between layers.
+PRESSES: Mapping[str, PressSpec] = {
+    "CriticalKVPress": PressSpec(
+        {"epsilon": SHARE, "first_stage_ratio": SHARE}, wraps=True, needs_queries=True
     ),
-    "ExpectedAttentionPress": Kind(
+    "CURPress": PressSpec(
+        {
+            "num_sinks": COUNT,
+            "leverage_type": one_of("key", "value", "kv_avg", "kv_product"),
+            "use_random_leverage": FLAG,
+            "use_local_approximation": FLAG,
+            "local_window_size": SIZE,
+        }
+    ),
+    "ExpectedAttentionPress": PressSpec(
         {
             "n_future_positions": SIZE,
             "n_sink": COUNT,
@@ -49,14 +64,14 @@ PRESSES: Mapping[str, Kind] = {
         },
         needs_queries=True,
     ),
-    "KeyDiffPress": Kind(),
-    "KeyRerotationPress": Kind({"press": PRESS}, wraps=True),
-    "KnormPress": Kind(),
-    "LagKVPress": Kind({"n_sink": COUNT, "lag_size": SIZE, "cross_scoring": FLAG}),
-    "RandomPress": Kind({"seed": COUNT}),
-    "SnapKVPress": Kind({"window_size": SIZE, "kernel_size": ODD}, needs_queries=True),
-    "StreamingLLMPress": Kind({"n_sink": COUNT}),
-    "TOVAPress": Kind(needs_queries=True),
+    "KeyDiffPress": PressSpec(),
+    "KeyRerotationPress": PressSpec(wraps=True),
+    "KnormPress": PressSpec(),
+    "LagKVPress": PressSpec({"n_sink": COUNT, "lag_size": SIZE, "cross_scoring": FLAG}),
+    "RandomPress": PressSpec({"seed": COUNT}),
+    "SnapKVPress": PressSpec({"window_size": SIZE, "kernel_size": ODD}, needs_queries=True, window_size=64),
+    "StreamingLLMPress": PressSpec({"n_sink": COUNT}),
+    "TOVAPress": PressSpec(needs_queries=True),
 }
 
 
@@ -70,12 +85,12 @@ class Press:
 
     @property
     def needs_queries(self) -> bool:
-        """Whether it, or what it wraps, needs more than keys and values."""
+        """Whether it, or the press that it wraps, needs more than keys and values."""
         return PRESSES[self.name].needs_queries or (self.inner is not None and self.inner.needs_queries)
 
     @property
     def rerotates(self) -> bool:
-        """Whether the kept keys are turned to the places 0, 1, … in the cache."""
+        """Whether the kept keys are rotated to the positions 0, 1, … of the cache."""
         return self.name == "KeyRerotationPress"
 
 
@@ -83,7 +98,7 @@ def parse_press(text: str) -> Press:
     """Return the press that `text` names, in Python's own notation.
 
     Raises:
-        ValueError: if it is no such text, or the press or an argument is unknown or missing.
+        ValueError: if it is not a press in this notation, or the press or an argument is unknown or missing.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -95,25 +110,31 @@ def parse_press(text: str) -> Press:
 def _press(node: ast.expr, text: str) -> Press:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
-        raise ValueError(f"{text!r} is no press; write KnormPress, or SnapKVPress(window_size=32)")
+        raise ValueError(f"{text!r} is not a press; write KnormPress, or SnapKVPress(window_size=32)")
     name = call.func.id
     if name not in PRESSES:
         raise ValueError(f"unknown press {name!r}; known are {', '.join(PRESSES)}")
-    kind = PRESSES[name]
-    given = {str(keyword.arg): keyword.value for keyword in call.keywords}
-    if kind.wraps and call.args:
-        given["press"] = call.args[0]
-    unknown = sorted(given.keys() - kind.arguments.keys())
-    if unknown or len(call.args) > kind.wraps:
-        known = ", ".join(kind.arguments) or "none"
-        what = repr(unknown[0]) if unknown else "one without a name"
-        raise ValueError(f"{name} has no argument {what}; known are {known}")
-    if kind.wraps and "press" not in given:
+    spec = PRESSES[name]
+    values = {str(keyword.arg): keyword.value for keyword in call.keywords}
+    if spec.wraps and call.args:
+        values["press"] = call.args[0]
+    known = ["press"] * spec.wraps + list(spec.arguments)
+    unknown = [repr(key) for key in sorted(values.keys() - known)]
+    if unknown or len(call.args) > spec.wraps:
+        what = (*unknown, "without a name")[0]
+        raise ValueError(f"{name} has no argument {what}; known are {', '.join(known) or 'none'}")
+    inner = _inner(name, values.pop("press", None), text) if spec.wraps else None
+    return Press(name, {key: _argument(name, key, value) for key, value in values.items()}, inner)
+
+
+def _inner(name: str, node: ast.expr | None, text: str) -> Press:
+    """Return the press that `name` wraps."""
+    if node is None:
         raise ValueError(f"{name} needs a press to wrap; write {name}(StreamingLLMPress)")
-    inner = _press(given.pop("press"), text) if kind.wraps else None
-    if inner is not None and PRESSES[inner.name].wraps:
+    inner = _press(node, text)
+    if inner.inner is not None:
         raise ValueError(f"{name} cannot wrap {inner.name}; give it a press that scores tokens itself")
-    return Press(name, {key: _argument(name, key, value) for key, value in given.items()}, inner)
+    return inner
 
 
 def _argument(name: str, key: str, node: ast.expr) -> Any:
@@ -130,7 +151,8 @@ def _argument(name: str, key: str, node: ast.expr) -> Any:
 def check_context(press: Press, context_tokens: int) -> None:
     """Raise ValueError unless a context, in tokens, is long enough for the press."""
     scorer = press.inner or press
-    window = scorer.arguments.get("window_size", 64) if scorer.name == "SnapKVPress" else 0
+    default = PRESSES[scorer.name].window_size
+    window = scorer.arguments.get("window_size", default) if default else 0
     if window >= context_tokens:
         raise ValueError(
             f"{scorer.name} scores with the last {window} tokens of a context, and it has {context_tokens}; "
@@ -139,7 +161,7 @@ def check_context(press: Press, context_tokens: int) -> None:
 
 
 def check_budgets(budgets: Collection[int], n_sink: int, context_tokens: int) -> None:
-    """Raise ValueError unless every budget, in tokens, can be kept of a context and holds the sinks."""
+    """Raise ValueError unless every budget, in tokens, is below the context and above the sinks."""
     for budget in budgets:
         if budget >= context_tokens:
             raise ValueError(
@@ -151,15 +173,15 @@ def check_budgets(budgets: Collection[int], n_sink: int, context_tokens: int) ->
 
 
 def press_label(text: str) -> str:
-    """Return a name for files of a press as it is written: SnapKVPress-window_size-32."""
+    """Return the name of a press in file names: SnapKVPress-window_size-32."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
 
 
 def compared_methods(n_sink: int, presses: Iterable[str]) -> dict[str, str]:
-    """Return all that is compared, by label: `OURS`, the `REFERENCES`, and presses as they are written.
+    """Return what is compared, by label: `OURS`, the `REFERENCES`, and presses as they are written.
 
     Raises:
-        ValueError: if a press cannot be read, or two have one label.
+        ValueError: if a press cannot be read, or two have the same label.
     """
     streaming = f"StreamingLLMPress(n_sink={n_sink})"
     references = (streaming, f"KeyRerotationPress({streaming})")
@@ -167,6 +189,6 @@ def compared_methods(n_sink: int, presses: Iterable[str]) -> dict[str, str]:
     for text in presses:
         parse_press(text)
         if press_label(text) in methods:
-            raise ValueError(f"{text} is compared already; name every press once")
+            raise ValueError(f"{text} is already compared; name every press once")
         methods[press_label(text)] = text.strip()
     return methods

@@ -1,9 +1,8 @@
-"""kvpress's own ground: a context is compressed once, and what follows is scored behind what was kept."""
+"""Prefill compression, as kvpress is made for: a context is cut once, and what follows it is scored."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,32 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.cache.prepare import prepare, rotary_frequencies
+from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.device import now
 from streamlm.measure.memory import held_bytes
-from streamlm.cache.models import prepare, rotary_frequencies
-from streamlm.presses.adapter import Layer, attached, check_held, exact_ratio, filled_cache, make_press, refusal
-from streamlm.presses.setting import Texts, name_text, open_setting, step
-from streamlm.presses.grammar import OURS, check_budgets, check_context, parse_press
-from streamlm.records import Record
-from streamlm.cache.rope import rotate, rotation
 from streamlm.measure.scoring import CHUNK
+from streamlm.presses.adapter import (
+    Layer,
+    attached,
+    check_budget,
+    exact_ratio,
+    filled_cache,
+    make_press,
+    refusal,
+)
+from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.presses.grammar import DENSE_PREFILL, OURS, STREAMLM, check_budgets, check_context, parse_press
+from streamlm.presses.setting import Setting, name_text, open_setting, step
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig
 
 PROTOCOL = (
     "prefill compression: a context is cut once to the budget, the following tokens are scored behind it"
 )
 WARMUP_TOKENS = 128
-TIMED_TOKENS = 4  # decoded one by one behind the full budget
+TIMED_TOKENS = 4  # decoded one by one after the full budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ class ContextConfig:
 
     contexts: int  # pieces of the text, each a stream of its own
     context_tokens: int  # of each, to be compressed
-    scored_tokens: int  # of each, behind it
+    scored_tokens: int  # of each, after it
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -58,8 +65,8 @@ Compress = Callable[[Any, dict[str, Any], Tensor, Tensor, int], Layer]
 
 
 @dataclass(frozen=True)
-class Held:
-    """A cache after a context: what it holds, where the next token stands, and what it took to fill."""
+class PrefilledCache:
+    """A cache after a context, the position of the next token, and what it took to fill the cache."""
 
     cache: Cache
     position: int | None  # of the next token; None leaves it to the cache
@@ -77,7 +84,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Part:
+class PieceScore:
     """What one cache gave on one piece of text."""
 
     agreement: Agreement
@@ -86,37 +93,20 @@ class Part:
 
 @torch.inference_mode()
 def measure_compression(
-    *,
-    model_dir: Path | str,
-    texts: Texts,
-    method: str,
-    contexts: ContextConfig,
-    n_sink: int,
-    budgets: Sequence[int],
-    bootstrap: BootstrapConfig,
-    dtype: str = "float32",
-    device: str = "auto",
-    torch_threads: int | str = "auto",
-    title: str | None = None,
+    setting: Setting, *, method: str, contexts: ContextConfig, n_sink: int, budgets: Sequence[int]
 ) -> tuple[Record, np.ndarray]:
-    """Score behind compressed contexts of each text at several budgets; return the record and the losses.
+    """Score after compressed contexts of each text at several budgets; return the record and the losses.
 
-    ``streamlm`` streams the context through a `SinkCache` and goes on so, holding the budget to the end;
-    everything else is prefilled densely, cut once, and then grows by the scored tokens, as in kvpress.
-    ``streamlm_dense_prefill`` is our eviction on that ground.
+    ``streamlm`` streams the context through a `SinkCache` and continues so, within the budget to the end;
+    all others are prefilled densely, cut once, and then grow by the scored tokens, as in kvpress.
+    ``streamlm_dense_prefill`` is our eviction after a dense prefill.
 
     Args:
-        model_dir: a transformers model folder.
-        texts: token ids (N,), N >= contexts.n_ids, by the true name of the text.
+        setting: model and texts.
         method: "streamlm", "streamlm_dense_prefill", or a press as `parse_press` reads it.
         contexts: how much is read.
         n_sink: first tokens that our methods keep.
         budgets: entries kept, in every layer.
-        bootstrap: settings of the intervals.
-        dtype: name of a torch floating-point type.
-        device: name of a torch device; "auto" is CUDA when present.
-        torch_threads: for CPU arithmetic; "auto" is every core.
-        title: true name of the model, if its folder does not tell it.
 
     Returns:
         the record, with an entry in `texts` for each, and in their `budgets` one for each budget, none if
@@ -129,22 +119,12 @@ def measure_compression(
     press = None if method in OURS else parse_press(method)
     if press is not None:
         check_context(press, contexts.context_tokens)
-    setting = open_setting(
-        module=__file__,
-        model_dir=model_dir,
-        texts=texts,
-        n_ids=contexts.n_ids,
-        bootstrap=bootstrap,
-        dtype=dtype,
-        device=device,
-        torch_threads=torch_threads,
-        title=title,
-    )
-    model, reason = setting.model, None if press is None else refusal(press, setting.model)
+    opened = open_setting(setting, module=__file__, n_ids=contexts.n_ids)
+    model, reason = opened.model, None if press is None else refusal(press, opened.model)
     used = [] if reason else list(budgets)
     sizes = [contexts.context_tokens, *used]
     entries, losses = [], []
-    for dataset, ids in setting.texts.items():
+    for dataset, ids in opened.texts.items():
         model.base_model(ids[None, :WARMUP_TOKENS])  # a first pass is slower
         pieces = [
             _score_piece(model, piece, contexts.context_tokens, method, n_sink, used)
@@ -152,13 +132,13 @@ def measure_compression(
         ]
         columns = list(zip(*pieces, strict=True))  # of one cache each
         dense, *cut = (
-            {"capacity": capacity, **_describe(parts, bootstrap)}
-            for capacity, parts in zip(sizes, columns, strict=True)
+            {"capacity": capacity, **_describe(scores, setting.bootstrap)}
+            for capacity, scores in zip(sizes, columns, strict=True)
         )
         entries.append({**name_text(dataset, ids), "dense": dense, "budgets": cut})
-        losses.append([np.concatenate([part.agreement.losses for part in parts]) for parts in columns])
+        losses.append([np.concatenate([score.agreement.losses for score in scores]) for scores in columns])
     record = {
-        **setting.record,
+        **opened.record,
         "method": method,
         "n_sink": n_sink,
         "protocol": PROTOCOL,
@@ -169,11 +149,11 @@ def measure_compression(
     return record, np.array(losses, dtype=np.float32)
 
 
-def _describe(parts: Sequence[Part], cfg: BootstrapConfig) -> dict[str, Any]:
+def _describe(scores: Sequence[PieceScore], cfg: BootstrapConfig) -> dict[str, Any]:
     """Return what one cache gave on all pieces, as JSON; times are medians."""
-    costs = [part.cost for part in parts]
+    costs = [score.cost for score in scores]
     return {
-        **Agreement.joined([part.agreement for part in parts]).describe(cfg),
+        **Agreement.joined([score.agreement for score in scores]).describe(cfg),
         "prefill_sec": float(np.median([cost.prefill_sec for cost in costs])),
         "step_ms": float(np.median([ms for cost in costs for ms in cost.step_ms])),
         "kv_bytes": max(cost.kv_bytes for cost in costs),
@@ -183,31 +163,31 @@ def _describe(parts: Sequence[Part], cfg: BootstrapConfig) -> dict[str, Any]:
 
 def _score_piece(
     model: PreTrainedModel, piece: Tensor, n_context: int, method: str, n_sink: int, budgets: Sequence[int]
-) -> list[Part]:
+) -> list[PieceScore]:
     """Return what the dense cache and each budget give on one piece of text: context, scored, one id."""
     context, follow, targets = piece[None, :n_context], piece[None, n_context:-1], piece[n_context + 1 :]
-    turned = method not in OURS and parse_press(method).rerotates  # to the places 0, 1, … in the cache
+    rerotated = method not in OURS and parse_press(method).rerotates
     dense, cut = _prefill_densely(model, context, _compressor(model, method, n_sink), budgets)
     read = [_read_on(model, dense, follow)]
-    with prepare(model) if method == "streamlm" else nullcontext():
+    with prepare(model) if method == STREAMLM else nullcontext():
         for budget in budgets:
-            if method == "streamlm":
-                held = _prefill_streaming(model, context, n_sink, budget)
+            if method == STREAMLM:
+                filled = _prefill_streaming(model, context, n_sink, budget)
             else:
-                position = None if turned else n_context
+                position = None if rerotated else n_context
                 layers, seconds = cut[budget]
-                held = Held(filled_cache(model, layers), position, dense.prefill_sec + seconds)
-            check_held(held.cache, budget)
-            read.append(_read_on(model, held, follow))
+                filled = PrefilledCache(filled_cache(model, layers), position, dense.prefill_sec + seconds)
+            check_budget(filled.cache, budget)
+            read.append(_read_on(model, filled, follow))
     agreements = compare_hidden(model.get_output_embeddings(), [hidden for hidden, _ in read], targets)
-    return [Part(agreement, cost) for agreement, (_, cost) in zip(agreements, read, strict=True)]
+    return [PieceScore(agreement, cost) for agreement, (_, cost) in zip(agreements, read, strict=True)]
 
 
 def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | None:
     """Return what cuts one layer to a budget, or None where nothing is cut after a dense prefill."""
-    if method == "streamlm":
+    if method == STREAMLM:
         return None
-    if method == "streamlm_dense_prefill":
+    if method == DENSE_PREFILL:
         inv_freq = rotary_frequencies(model)
         return lambda module, kwargs, keys, values, budget: evict(keys, values, n_sink, budget, inv_freq)
     press = make_press(parse_press(method))
@@ -222,9 +202,9 @@ def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | 
 
 
 def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, inv_freq: Tensor) -> Layer:
-    """Return the sinks, turned to where they stand in the cache, and the most recent tokens as they are.
+    """Return the sinks, rotated to their positions in the cache, and the most recent tokens as they are.
 
-    The next token keeps its place in the text: only distances matter, and it is the sinks that come nearer.
+    The next token keeps its position in the text: only distances matter, and the sinks come nearer.
 
     Args:
         keys: (B, Hkv, T, D) rotated as positions 0 .. T-1.
@@ -238,9 +218,9 @@ def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, inv_freq: Tens
     """
     n_tokens = keys.shape[2]
     nearer = torch.tensor([n_tokens - budget], device=keys.device)
-    turn = rotation(inv_freq, nearer, torch.promote_types(keys.dtype, torch.float32))
+    rotation = Rotary(inv_freq).by(nearer, torch.promote_types(keys.dtype, torch.float32))
     recent = slice(n_tokens - budget + n_sink, None)
-    sinks = rotate(keys[:, :, :n_sink], *turn)
+    sinks = rotation.apply(keys[:, :, :n_sink])
     return (
         torch.cat((sinks, keys[:, :, recent]), dim=2),
         torch.cat((values[:, :, :n_sink], values[:, :, recent]), dim=2),
@@ -249,7 +229,7 @@ def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, inv_freq: Tens
 
 def _prefill_densely(
     model: PreTrainedModel, context: Tensor, compress: Compress | None, budgets: Sequence[int]
-) -> tuple[Held, dict[int, tuple[list[Layer], float]]]:
+) -> tuple[PrefilledCache, dict[int, tuple[list[Layer], float]]]:
     """Read a context whole; return the dense cache, and by budget what is kept and the seconds of cutting.
 
     Every budget is cut from the same pass, layer by layer as kvpress does it.
@@ -271,29 +251,29 @@ def _prefill_densely(
         begin = now(context.device)
         model.base_model(context, past_key_values=cache)
         whole = now(context.device) - begin
-    return Held(cache, None, whole - sum(seconds.values())), {
+    return PrefilledCache(cache, None, whole - sum(seconds.values())), {
         budget: (layers[budget], seconds[budget]) for budget in budgets
     }
 
 
-def _prefill_streaming(model: PreTrainedModel, context: Tensor, n_sink: int, budget: int) -> Held:
+def _prefill_streaming(model: PreTrainedModel, context: Tensor, n_sink: int, budget: int) -> PrefilledCache:
     """Stream a context through a `SinkCache` of this budget; `model` is prepared."""
     cache = SinkCache(model.config, n_sink=n_sink, window_size=budget - n_sink)
     begin = now(context.device)
     for part in context.split(CHUNK, dim=1):
         model.base_model(part, past_key_values=cache)
-    return Held(cache, None, now(context.device) - begin)
+    return PrefilledCache(cache, None, now(context.device) - begin)
 
 
-def _read_on(model: PreTrainedModel, held: Held, follow: Tensor) -> tuple[Tensor, Cost]:
-    """Feed the tokens behind a context, (1, T); return their hidden states (T, H) and what it took.
+def _read_on(model: PreTrainedModel, filled: PrefilledCache, follow: Tensor) -> tuple[Tensor, Cost]:
+    """Feed the tokens after a context, (1, T); return their hidden states (T, H) and what it took.
 
-    Afterwards some of them are decoded one by one behind the budget, to be timed.
+    Afterwards some of them are decoded one by one after the budget, to be timed.
     """
-    cache, first = held.cache, held.position
+    cache, first = filled.cache, filled.position
     n_held, kv_bytes = cache.layers[0].keys.shape[2], held_bytes(cache)
-    places = None if first is None else first + torch.arange(follow.shape[1], device=follow.device)[None]
-    hidden = model.base_model(follow, past_key_values=cache, position_ids=places).last_hidden_state[0]
+    positions = None if first is None else first + torch.arange(follow.shape[1], device=follow.device)[None]
+    hidden = model.base_model(follow, past_key_values=cache, position_ids=positions).last_hidden_state[0]
     at_end = held_bytes(cache)
     if isinstance(cache, DynamicCache):
         cache.crop(n_held)
@@ -301,4 +281,4 @@ def _read_on(model: PreTrainedModel, held: Held, follow: Tensor) -> tuple[Tensor
         step(model, token, cache, None if first is None else first + i)[1]
         for i, token in enumerate(follow[:, :TIMED_TOKENS].split(1, dim=1))
     ]
-    return hidden, Cost(held.prefill_sec, step_ms, kv_bytes, at_end)
+    return hidden, Cost(filled.prefill_sec, step_ms, kv_bytes, at_end)

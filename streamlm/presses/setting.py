@@ -1,4 +1,4 @@
-"""Where presses are compared: a model that they work on, a text, and the beginning of a record."""
+"""Where presses are compared: a model that they work on, texts, and the beginning of a record."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,18 +10,39 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from streamlm.measure.device import choose_device, describe_compute, now, parse_dtype, use_threads
-from streamlm.cache.models import model_title, read_model, trained_length
-from streamlm.presses.adapter import check_model
-from streamlm.records import Record, hash_ids
+from streamlm.config import Compute
+from streamlm.measure.device import now
+from streamlm.measure.open_model import open_model
 from streamlm.measure.scoring import check_ids
+from streamlm.presses.adapter import check_model
+from streamlm.records.files import hash_ids
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig
 
 Texts = Mapping[str, np.ndarray]  # token ids (N,) by the true name of the text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
+    """What a comparison is made on.
+
+    Args:
+        model_dir: a transformers model folder.
+        compute: number type, device and threads.
+        title: true name of the model, if its folder does not say it.
+        texts: token ids (N,), as many as are compared or more, by the true name of the text.
+        bootstrap: settings of the intervals.
+    """
+
+    model_dir: Path | str
+    compute: Compute
+    title: str | None = None
+    texts: Texts
+    bootstrap: BootstrapConfig
+
+
+@dataclass(frozen=True)
+class OpenedSetting:
     """What a comparison starts from."""
 
     model: PreTrainedModel  # as transformers has it
@@ -29,50 +50,45 @@ class Setting:
     record: Record
 
 
-def open_setting(
-    *,
-    module: str,
-    model_dir: Path | str,
-    texts: Texts,
-    n_ids: int,
-    bootstrap: BootstrapConfig,
-    dtype: str,
-    device: str,
-    torch_threads: int | str,
-    title: str | None,
-) -> Setting:
-    """Return a model and the first `n_ids` of each text, with the beginning of a record about them.
+def open_setting(setting: Setting, *, module: str, n_ids: int) -> OpenedSetting:
+    """Return the model and the first `n_ids` of each text, with the beginning of a record about them.
 
-    `module` is the file that measures, the other arguments are those of `measure_compression`.
+    Args:
+        setting: model and texts.
+        module: the file that measures.
+        n_ids: token ids used of each text.
 
     Raises:
         ValueError: if presses cannot be compared on them.
     """
-    for dataset, ids in texts.items():
+    for dataset, ids in setting.texts.items():
         if len(ids) < n_ids:
             raise ValueError(
                 f"{n_ids} tokens are compared and {dataset} has {len(ids)}; take a longer text or fewer"
             )
-    use_threads(torch_threads)
+    bootstrap = setting.bootstrap
+    opened = open_model(setting.model_dir, setting.compute, title=setting.title, prepared=False)
+    model = opened.model
     torch.manual_seed(bootstrap.seed)  # of presses that draw
-    device = choose_device(device)
-    model = read_model(model_dir, dtype=parse_dtype(dtype), device=device)
     check_model(model)
-    for ids in texts.values():
-        check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
+    for ids in setting.texts.values():
+        check_ids(ids, opened.vocab_size)
     record = {
-        "model": model_title(model) if title is None else title,
-        "trained_length": trained_length(model),
+        "model": opened.title,
+        "trained_length": opened.trained_length,
         "confidence": bootstrap.confidence,
         "bootstrap": asdict(bootstrap),
-        "environment": describe_compute(module, device=device, dtype=dtype)
-        | {"kvpress": metadata.version("kvpress"), "seed": bootstrap.seed},
+        "environment": {
+            **opened.environment(module),
+            "kvpress": metadata.version("kvpress"),
+            "seed": bootstrap.seed,
+        },
     }
     used = {
         dataset: torch.as_tensor(ids[:n_ids], dtype=torch.int64, device=model.device)
-        for dataset, ids in texts.items()
+        for dataset, ids in setting.texts.items()
     }
-    return Setting(model, used, record)
+    return OpenedSetting(model, used, record)
 
 
 def name_text(dataset: str, ids: Tensor) -> Record:
@@ -85,8 +101,8 @@ def step(model: PreTrainedModel, token: Tensor, cache: Cache, position: int | No
 
     A position of None leaves it to the cache.
     """
-    place = None if position is None else torch.tensor([[position]], device=token.device)
+    position_ids = None if position is None else torch.tensor([[position]], device=token.device)
     begin = now(token.device)
-    hidden = model.base_model(token, past_key_values=cache, position_ids=place).last_hidden_state[0]
+    hidden = model.base_model(token, past_key_values=cache, position_ids=position_ids).last_hidden_state[0]
     model.get_output_embeddings()(hidden)
     return hidden, 1e3 * (now(token.device) - begin)

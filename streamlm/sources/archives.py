@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from streamlm.records import atomic_path
+from streamlm.records.files import atomic_path
 
 Source = Mapping[str, Any]  # where a corpus or model comes from, as it stands in the config
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source, check_archive, extract_members
-from streamlm.records import atomic_path
 from streamlm.sources.documents import Document, gutenberg_document, mediawiki_documents, text_document
 
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source, check_archive, extract_members
-from streamlm.records import atomic_path
 
 Metadata = dict[str, Any]
 

@@ -31,9 +31,9 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source
 from streamlm.sources.hub_errors import OTHERWISE, explain
-from streamlm.records import atomic_path
 
 _MODEL_FILES = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",

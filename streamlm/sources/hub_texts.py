@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import DatasetCard, HfFileSystem, is_offline_mode
 
 from streamlm.sources.archives import Source
-from streamlm.sources.hub import explained, matching, parse_repo, snapshot
 from streamlm.sources.documents import Document, wikitext_documents
+from streamlm.sources.hub import explained, matching, parse_repo, snapshot
 
 WIKITEXT = "Salesforce/wikitext"
 _CARD = "README.md"

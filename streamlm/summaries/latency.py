@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.summaries.main import COMPARABLE, METHOD_NAMES, describe_setting, interval_text
 
 SAME_MACHINE: dict[str, Callable[[Record], Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig, after_token, paired_increase
 from streamlm.summaries.main import COMPARABLE, Run, read_run
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from streamlm.records import Record, hash_ids, read_losses, read_record
+from streamlm.records.files import hash_ids, read_losses, read_record
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig, Correction, Interval, after_token, paired_increase
 
 

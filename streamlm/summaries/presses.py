@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from streamlm.presses.grammar import OURS
-from streamlm.records import Record
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig, paired_increase
 from streamlm.summaries.main import Run, check_comparable, interval_text
 

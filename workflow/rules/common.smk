@@ -32,15 +32,15 @@ def code_of(script):
 # Decoding is timed on the first text.
 LATENCY = [
     f"{RESULTS}/decoding_latency_{plan.latency_label(method, '{capacity}', n_sink)}.json"
-    for method, n_sink in plan.latency_sides(config)
+    for method, n_sink in plan.latency_cases(config)
 ]
 LATENCIES = expand(LATENCY, capacity=config["decoding_latency"]["capacities"])
 LONG_RUN = f"{RESULTS}/decoding_latency_long_run.json"
 
 
 def run_records(points):
-    """Return the records of (n_sink, window_size) points, corpus by corpus."""
-    labels = [plan.run_label(*point) for point in points]
+    """Return the run records of some geometries, corpus by corpus."""
+    labels = [plan.run_label(cfg) for cfg in points]
     return expand(f"{RESULTS}/runs/{{corpus}}/{{label}}.json", corpus=CORPORA, label=labels)
 
 

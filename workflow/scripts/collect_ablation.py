@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.records import write_json
+from streamlm.records.files import write_json
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import collect_ablation
 

@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 
 from streamlm.summaries.presses import collect_comparison
-from streamlm.records import write_jsons
+from streamlm.records.files import write_jsons
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import read_run
 

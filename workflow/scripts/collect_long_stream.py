@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 
 from streamlm.summaries.long_stream import collect_long_stream
-from streamlm.records import write_json
+from streamlm.records.files import write_json
 from streamlm.stats import BootstrapConfig
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.records import read_record, write_json
+from streamlm.records.files import read_record, write_json
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import collect_result
 

@@ -3,20 +3,25 @@ from pathlib import Path
 
 import numpy as np
 
+from streamlm.config import Compute
 from streamlm.presses.prefill import ContextConfig, measure_compression
-from streamlm.records import write_array, write_json
+from streamlm.presses.setting import Setting
+from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
-record, losses = measure_compression(
+setting = Setting(
     model_dir=snakemake.input.model,
     title=snakemake.params.title,
     texts=dict(zip(snakemake.params.datasets, map(np.load, snakemake.input.tokens), strict=True)),
-    contexts=ContextConfig(**snakemake.params.contexts),
+    compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
+)
+record, losses = measure_compression(
+    setting,
+    contexts=ContextConfig(**snakemake.params.contexts),
     **snakemake.params.options,
-    **snakemake.params.compute,
 )
 write_array(snakemake.output.losses, losses)
 write_json(snakemake.output.record, record)

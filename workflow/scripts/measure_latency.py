@@ -3,8 +3,9 @@ from pathlib import Path
 
 import numpy as np
 
+from streamlm.config import Compute
 from streamlm.measure.latency import LatencyConfig, measure_latency
-from streamlm.records import write_jsons
+from streamlm.records.files import write_jsons
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
@@ -14,8 +15,8 @@ records = measure_latency(
     ids=np.load(snakemake.input.tokens),
     dataset=snakemake.params.dataset,
     capacity=int(snakemake.wildcards.capacity),
-    sides=snakemake.params.sides,
+    cases=snakemake.params.cases,
     latency=LatencyConfig(**snakemake.params.latency),
-    **snakemake.params.compute,
+    compute=Compute(**snakemake.params.compute),
 )
 write_jsons(snakemake.output, records)

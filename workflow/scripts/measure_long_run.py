@@ -3,8 +3,9 @@ from pathlib import Path
 
 import numpy as np
 
+from streamlm.config import Compute, StreamConfig
 from streamlm.measure.latency import measure_long_run
-from streamlm.records import write_json
+from streamlm.records.files import write_json
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
@@ -13,8 +14,8 @@ record = measure_long_run(
     title=snakemake.params.title,
     ids=np.load(snakemake.input.tokens),
     dataset=snakemake.params.dataset,
-    n_sink=snakemake.params.n_sink,
-    **snakemake.params.long_run,
-    **snakemake.params.compute,
+    cfg=StreamConfig(**snakemake.params.cfg),
+    tokens=snakemake.params.tokens,
+    compute=Compute(**snakemake.params.compute),
 )
 write_json(snakemake.output[0], record)

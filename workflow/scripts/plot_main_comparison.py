@@ -3,7 +3,7 @@ from pathlib import Path
 
 from streamlm.figures.main import plot_main_comparison
 from streamlm.figures.style import save_figures
-from streamlm.records import read_record
+from streamlm.records.files import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 
 from streamlm.sources.corpus import read_sample, tokenise_documents
-from streamlm.records import write_array
+from streamlm.records.files import write_array
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,7 +1,7 @@
 import sys
 from pathlib import Path
 
-from streamlm.records import read_record
+from streamlm.records.files import read_record
 from streamlm.figures.table_files import write_table
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)

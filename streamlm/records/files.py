@@ -1,4 +1,4 @@
-"""Result records: what a measurement says, and how it reaches the disk whole."""
+"""How records and their losses reach the disk whole, and how they come back."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-Record = dict[str, Any]  # JSON; DESIGN.md, section 5, and `perplexity.measure_perplexity` name the fields
+from streamlm.records.types import Record
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""Open a model to measure it: threads, device and number type as asked, and the beginning of its records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from streamlm.cache.models import load_model, model_title, read_model, trained_length
+from streamlm.config import Compute
+from streamlm.measure.device import choose_device, device_name, parse_dtype, use_threads
+from streamlm.provenance import describe_environment
+from streamlm.records.types import Environment
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model in memory, with what its records say of it."""
+
+    model: PreTrainedModel
+    title: str  # its true name
+    compute: Compute  # the device is the one that was chosen
+
+    def environment(self, module: Path | str) -> Environment:
+        """Return the section `environment` of a record.
+
+        Args:
+            module: the file that measures.
+        """
+        return {
+            **describe_environment(module),  # type: ignore[typeddict-item]
+            "device": device_name(self.compute.device),
+            "dtype": self.compute.dtype,
+            "torch_threads": torch.get_num_threads(),
+        }
+
+    @property
+    def trained_length(self) -> int | None:
+        """Positions that the model was trained to, if its config says."""
+        return trained_length(self.model)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows."""
+        size: int = self.model.config.get_text_config(decoder=True).vocab_size
+        return size
+
+
+def open_model(
+    folder: Path | str, compute: Compute, *, title: str | None = None, prepared: bool = True
+) -> OpenedModel:
+    """Return the model in `folder`, ready to be measured.
+
+    Args:
+        folder: a transformers model folder.
+        compute: number type, device and threads.
+        title: true name of the model, if its folder does not say it.
+        prepared: for `SinkCache`; else for the caches of transformers.
+
+    Raises:
+        ValueError: if there is no such model, type or device, or it cannot be prepared.
+    """
+    use_threads(compute.torch_threads)
+    device = choose_device(compute.device)
+    load = load_model if prepared else read_model
+    model = load(folder, dtype=parse_dtype(compute.dtype), device=device)
+    return OpenedModel(
+        model,
+        model_title(model) if title is None else title,
+        Compute(dtype=compute.dtype, device=device, torch_threads=compute.torch_threads),
+    )
