@@ -1,4 +1,4 @@
-"""The `streamlm` command: its parts, its help, and what its exit status says."""
+"""The `streamlm` command: its parts, its help, and what its exit status means."""
 
 import sys
 import warnings
@@ -7,11 +7,19 @@ from typing import Any
 import typer
 
 from streamlm import __version__
-from streamlm.commands import ablate, check, compare, look, measure, write
+from streamlm.commands.ablate import ablate
+from streamlm.commands.chat import chat
+from streamlm.commands.compare import compare
+from streamlm.commands.evaluate import evaluate
+from streamlm.commands.figures import figures
+from streamlm.commands.generate import generate
+from streamlm.commands.info import info
+from streamlm.commands.latency import latency
+from streamlm.commands.verify import verify
 
-# typer carries a click of its own, of whose errors it exports this one's children only.
+# typer vendors click and does not export UsageError; reach it through a subclass.
 UsageError: Any = typer.BadParameter.__base__
-# The last one is typer's own, and so is the silent 1 when a reader of the output goes away.
+# 130 comes from typer, and so does the silent 1 when the reader of the output goes away.
 STATUS = (
     "Exit status: 0 done; 1 a fault at work, such as a missing file; 2 a wrong command line; "
     "130 stopped by Ctrl-C. What is wrong is one line on stderr."
@@ -37,19 +45,19 @@ def version() -> None:
 
 
 for panel, function, example in (
-    (MEASURE, measure.evaluate, "--dataset-name wikitext --n-sink 4 --window-size 1024 --output result.json"),
-    (MEASURE, ablate.ablate, "--ablation-type n_sink --dataset-name pg19 --figure ablation_n_sink.png"),
+    (MEASURE, evaluate, "--dataset-name wikitext --n-sink 4 --window-size 1024 --output result.json"),
+    (MEASURE, ablate, "--ablation-type n_sink --dataset-name pg19 --figure ablation_n_sink.png"),
     (
         MEASURE,
-        compare.compare,
+        compare,
         "--dataset-name wikitext --press KnormPress --press 'SnapKVPress(window_size=32)'",
     ),
-    (MEASURE, measure.latency, "--dataset-name wikitext --capacity 512 --capacity 1024 --output-dir latency"),
-    (WRITE, write.generate, "--prompt 'Once upon a time' --max-new-tokens 20000 --output story.txt"),
-    (WRITE, write.chat, "--system 'You answer in one sentence.' --temperature 0.7"),
-    (LOOK, look.info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
-    (LOOK, look.figures, "--results-dir results --output-dir figures"),
-    (LOOK, check.verify, "results --max-tokens 5000"),
+    (MEASURE, latency, "--dataset-name wikitext --capacity 512 --capacity 1024 --output-dir latency"),
+    (WRITE, generate, "--prompt 'Once upon a time' --max-new-tokens 20000 --output story.txt"),
+    (WRITE, chat, "--system 'You answer in one sentence.' --temperature 0.7"),
+    (LOOK, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
+    (LOOK, figures, "--results-dir results --output-dir figures"),
+    (LOOK, verify, "results --max-tokens 5000"),
     (LOOK, version, ""),
 ):
     name = function.__name__

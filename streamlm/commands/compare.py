@@ -1,47 +1,33 @@
 """`compare`: the same measurements under NVIDIA kvpress."""
 
-from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from streamlm.commands.options import (
     CACHE,
-    PACKAGED,
     TEXT,
-    AsJson,
-    DatasetConfig,
-    DatasetName,
-    DatasetSplit,
-    Device,
-    Dtype,
-    MaxSamples,
-    ModelName,
-    Output,
-    TextFile,
-    TokenFile,
+    ComputeOptions,
+    OutputOptions,
+    SourceOptions,
     WindowSize,
     check_targets,
-    open_stream,
-    print_json,
+    grouped,
 )
 from streamlm.presses.grammar import PRESSES, check_budgets, compared_methods
 
 COMPARED = ["KnormPress", "SnapKVPress", "TOVAPress", "ExpectedAttentionPress", "RandomPress"]
 
 
+@grouped
 def compare(
-    model_name: ModelName = PACKAGED,
-    dataset_name: DatasetName = None,
-    dataset_config: DatasetConfig = None,
-    dataset_split: DatasetSplit = None,
-    text: TextFile = None,
-    tokens: TokenFile = None,
-    max_samples: MaxSamples = None,
+    source: SourceOptions,
+    compute: ComputeOptions,
+    output: OutputOptions,
     max_eval_tokens: Annotated[
         int,
         typer.Option(
-            min=6, help="Take so many ids: a fifth is scored behind the others.", rich_help_panel=TEXT
+            min=6, help="Take so many ids: a fifth is scored after the others.", rich_help_panel=TEXT
         ),
     ] = 1281,
     n_sink: Annotated[int, typer.Option(min=1, help="First tokens kept.", rich_help_panel=CACHE)] = 4,
@@ -60,57 +46,41 @@ def compare(
             min=1, help="Decoded tokens between two evictions of kvpress as it is.", rich_help_panel=CACHE
         ),
     ] = 8,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    output: Output = None,
-    as_json: AsJson = False,
 ) -> None:
     """Compare with NVIDIA kvpress at equal budgets: a context cut once, and token by token."""
-    check_targets(output)
-    from tabulate import tabulate
-
+    check_targets(output.output)
     from streamlm.measure.progress import progress
     from streamlm.presses.decoding import DecodeConfig, measure_decoding
     from streamlm.presses.prefill import ContextConfig, measure_compression
-    from streamlm.records.files import write_json
+    from streamlm.presses.setting import Setting
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import Run
-    from streamlm.summaries.presses import (
-        COMPARISON_HEADERS,
-        collect_comparison,
-        comparison_rows,
-        findings,
-        refusals,
-    )
+    from streamlm.summaries.presses import collect_comparison, comparison_text
 
     capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
-    model_dir, title, ids, dataset = open_stream(
-        model_name, dataset_name, dataset_config, dataset_split, text, tokens, max_samples
-    )
-    ids = ids[:max_eval_tokens]
-    scored = (len(ids) - 1) // 5
-    contexts = ContextConfig(contexts=1, context_tokens=len(ids) - 1 - scored, scored_tokens=scored)
+    stream, bootstrap = source.open(max_eval_tokens), BootstrapConfig()
+    n_ids = len(stream.ids)
+    scored = (n_ids - 1) // 5
+    contexts = ContextConfig(contexts=1, context_tokens=n_ids - 1 - scored, scored_tokens=scored)
     check_budgets([capacity], n_sink, contexts.context_tokens)
-    decode = DecodeConfig(capacity=capacity, tokens=min(scored, len(ids) - capacity), interval=interval)
-    same: Any = {
-        "model_dir": model_dir, "title": title, "texts": {dataset: ids}, "n_sink": n_sink, "dtype": dtype,
-        "device": device, "bootstrap": BootstrapConfig(),
-    }  # fmt: skip
-    measure = partial(measure_compression, contexts=contexts, budgets=[capacity], **same)
+    decode = DecodeConfig(capacity=capacity, tokens=min(scored, n_ids - capacity), interval=interval)
+    setting = Setting(
+        model_dir=stream.model_dir,
+        title=stream.title,
+        texts={stream.dataset: stream.ids},
+        compute=compute.compute,
+        bootstrap=bootstrap,
+    )
     runs = {}
     with progress(len(methods) + 1, "method") as bar:
         for label, method in methods.items():
-            runs[label] = Run(*measure(method=method))
+            runs[label] = Run(
+                *measure_compression(
+                    setting, method=method, contexts=contexts, n_sink=n_sink, budgets=[capacity]
+                )
+            )
             bar.update()
-        decoding = Run(*measure_decoding(decode=decode, **same))
+        decoding = Run(*measure_decoding(setting, n_sink=n_sink, decode=decode))
         bar.update()
-    _, comparison, _ = collect_comparison(runs, decoding, dataset, capacity, same["bootstrap"])
-    if output is not None:
-        write_json(output, comparison)
-    if as_json:
-        print_json(comparison)
-        return
-    rows = comparison_rows([comparison])
-    typer.echo(tabulate(rows, COMPARISON_HEADERS, "github", disable_numparse=True))
-    for line in (*refusals(comparison), *findings(comparison)):
-        typer.echo(line)
+    _, comparison, _ = collect_comparison(runs, decoding, stream.dataset, capacity, bootstrap)
+    output.show(comparison, lambda: comparison_text(comparison))

@@ -29,14 +29,14 @@ class PlainScreen:
     """Lines through pipes: answers on stdout, everything else on stderr."""
 
     def ask(self) -> str:
-        """Return the next line; EOFError behind the last."""
+        """Return the next line; EOFError after the last."""
         line = sys.stdin.readline()
         if not line:
             raise EOFError
         return line.rstrip("\n")
 
     def note(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Show something that is not an answer."""
         print(text, file=sys.stderr, flush=True)
 
     @contextmanager
@@ -69,7 +69,7 @@ class TerminalScreen:
         return input("> ")
 
     def note(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Show something that is not an answer."""
         self.console.print(Text(text, style="dim"))
 
     @contextmanager
@@ -105,7 +105,7 @@ def split_rows(text: str, width: int) -> list[str]:
 
 @contextmanager
 def caught_interrupt() -> Iterator[Callable[[], bool]]:
-    """Yield whether Ctrl-C was pressed: raised in the midst of a pass it would leave layers that differ.
+    """Yield whether Ctrl-C was pressed: raised in the middle of a pass it would leave layers that differ.
 
     Pressed again before the block ends, it is raised.
     """
@@ -129,7 +129,7 @@ def hold_session(conversation: Conversation, title: str) -> None:
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PlainScreen()
     size = conversation.cache.cfg
-    screen.note(f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help tells more")
+    screen.note(f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help says more")
     warned = False
     while True:
         try:
@@ -158,7 +158,7 @@ def answer(conversation: Conversation, line: str, screen: PlainScreen | Terminal
         show("", "reading")
         for piece in conversation.ask(line, pressed):
             begin = begin or time.perf_counter()
-            rate = pieces / max(time.perf_counter() - begin, 1e-9)  # the first is of the reading
+            rate = pieces / max(time.perf_counter() - begin, 1e-9)  # the first piece ends the reading
             pieces += 1
             show(piece, status(conversation, rate))
         if pressed():
@@ -176,7 +176,7 @@ def status(conversation: Conversation, rate: float | None) -> str:
 
 
 def obey(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
-    """Do what a line with a slash says."""
+    """Run a command: a line with a slash."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
     if command == "/reset":

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
+from streamlm.config import Method
 from streamlm.records.files import atomic_path
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
+from streamlm.summaries.tables import Row, as_text
 
 Look = dict[str, Any]  # keyword arguments of a matplotlib artist
 
@@ -44,20 +46,13 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
 )  # fmt: skip
 HATCHES = ("", "....", "////", "xxxx", "----", "\\\\")
 
-METHOD_LOOKS: dict[str, Look] = {
-    "dense": {"color": GREY, "marker": "D", "linestyle": "--"},
-    "window": {"color": ORANGE, "marker": "^", "linestyle": "-."},
-    "recompute": {"color": GREEN, "marker": "s", "linestyle": (0, (1, 1))},
-    "streaming": {"color": BLUE, "marker": "o", "linestyle": "-"},
-}
-METHOD_HATCHES = {"dense": "", "window": "////", "recompute": "xxxx", "streaming": "...."}
 SIZE_STYLES = ("-", ":", "--", "-.")  # of one method at several sizes
 LINE_LOOKS: list[Look] = [
     {"color": color, "marker": marker, "linestyle": style}
     for color, marker, style in zip((BLUE, VERMILION, GREEN), "os^", ("-", "--", "-."), strict=True)
 ]
 OUR_LOOKS: dict[str, Look] = {  # beside kvpress
-    "dense": METHOD_LOOKS["dense"],
+    "dense": {"color": GREY, "marker": "D", "linestyle": "--"},
     "streamlm": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2, "zorder": 3},
     "streamlm_dense_prefill": {"color": BLUE, "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
 }
@@ -84,7 +79,14 @@ def band_look(look: Look) -> Look:
     return {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": 0.6}
 
 
-BAR_LOOKS = {method: bar_look(METHOD_LOOKS[method], hatch) for method, hatch in METHOD_HATCHES.items()}
+def method_look(method: Method) -> Look:
+    """Return how lines of a method are drawn."""
+    return {"color": method.color, "marker": method.marker, "linestyle": method.linestyle}
+
+
+def method_bar(method: Method) -> Look:
+    """Return how bars of a method are filled."""
+    return bar_look(method_look(method), method.hatch)
 
 
 def looks_of(labels: Sequence[str]) -> dict[str, Look]:
@@ -120,6 +122,13 @@ def use_log_scale(axes: Axes) -> None:
             break
     axes.yaxis.set(major_locator=LogLocator(subs=subs), major_formatter=StrMethodFormatter("{x:,g}"))
     axes.minorticks_off()
+
+
+def scale_perplexity(axes: Axes) -> None:
+    """Take a logarithmic axis where perplexities span a factor of five or more."""
+    low, high = axes.dataLim.intervaly
+    if high >= 5 * low:
+        use_log_scale(axes)
 
 
 def describe(record: Record, counts: Sequence[int], aside: str) -> list[str]:
@@ -177,13 +186,12 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     return 1
 
 
-def draw_table(
-    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], n_words: int, notes: Sequence[str]
-) -> Figure:
+def draw_table(title: str, table: Sequence[Row], n_words: int, notes: Sequence[str]) -> Figure:
     """Return a table as a picture: the first `n_words` columns are words, the others numbers.
 
-    What stands in the first column is written once, over as many rows as it holds for.
+    A cell of the first column is written once, for all the rows that it holds for.
     """
+    headers, rows = as_text(table)
     chars = [20, *(max(12, *map(len, column)) for column in [*zip(*rows, strict=True)][1:])]
     heads = [textwrap.fill(head, width) for head, width in zip(headers, chars, strict=True)]
     edges = np.cumsum([0.0, *(0.069 * width + 0.18 for width in chars)])  # this and all below in inches

@@ -1,80 +1,47 @@
 """Write a table as CSV, as LaTeX for a paper, and as a page that sorts by the column one clicks."""
 
 import html
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
-from streamlm.figures.tables import TABLES
+from streamlm.figures.catalogue import Figure
 from streamlm.records.files import write_text
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
+from streamlm.summaries.tables import GROUPS, Row, as_text, heading, shown_columns
 
-UNITS = {"ms": "ms", "s": "s", "percent": "%", "nats": "nats", "mib": "MiB", "tokens": "tokens"}
-WORDS = {"kv": "KV", "kl": "KL"}
 LONG = 45  # rows; more do not fit on a page
 
 
-def write_table(name: str, records: Sequence[Record], targets: Sequence[Path | str]) -> None:
-    """Write the table of a figure, as each target's suffix says.
+def write_tables(figure: Figure, name: str, records: Sequence[Record], targets: Sequence[Path | str]) -> None:
+    """Write the table of a figure to every target, as its suffix says.
 
     Args:
-        name: of the figure, a key of `tables.TABLES`.
+        figure: its entry in the catalogue.
+        name: of the figure.
         records: that the figure is drawn from, in its order.
         targets: files that end in .csv, .tex or .html.
     """
-    frame = pd.DataFrame(TABLES[name].rows(records)).convert_dtypes()
-    setting = describe_setting(records[0])
+    rows, setting = figure.rows(records), describe_setting(records[0])
     for target in targets:
-        write = {".csv": _as_csv, ".tex": _as_latex, ".html": _as_page}[Path(target).suffix]
-        write_text(target, write(frame, name, setting))
+        match Path(target).suffix:
+            case ".csv":
+                write_text(target, as_csv(rows))
+            case ".tex":
+                write_text(
+                    target, as_latex(rows, name, f"{figure.title}. {setting}. Brackets are intervals.")
+                )
+            case ".html":
+                write_text(target, as_page(rows, figure.title, setting))
 
 
-def _as_csv(frame: pd.DataFrame, name: str, setting: str) -> str:
-    return str(frame.to_csv(index=False, lineterminator="\n"))
-
-
-def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of words: intervals in brackets, no more digits than they deserve."""
-    rows = [row for _, row in frame.iterrows()]
-    return pd.DataFrame({_heading(name): [_cell(row, name) for row in rows] for name in _shown(frame)})
-
-
-def _shown(frame: pd.DataFrame) -> list[str]:
-    """Return the columns that are not an end of another's interval."""
-    return [name for name in frame if not name.endswith(("_low", "_high"))]
-
-
-def _heading(name: str) -> str:
-    """Return a column's name in words, the unit behind a comma: "step_ms" is "step, ms"."""
-    *words, last = [WORDS.get(word, word) for word in name.split("_")]
-    return f"{' '.join(words)}, {UNITS[last]}" if words and last in UNITS else " ".join([*words, last])
-
-
-def _cell(row: pd.Series, name: str) -> str:
-    value = row[name]
-    if pd.isna(value):
-        return ""
-    if isinstance(value, str):
-        return value
-    numbers = [float(row[key]) for key in (name, f"{name}_low", f"{name}_high") if not pd.isna(row.get(key))]
-    digits = _digits(max(map(abs, numbers)))
-    if len(numbers) == 1:
-        return f"{value:d}" if isinstance(value, int | np.integer) else f"{value:{digits}}"
-    mean, low, high = (f"{number:{digits}}" for number in numbers)
-    return f"{mean} [{low}, {high}]"
-
-
-def _digits(size: float) -> str:
-    """Return the format of numbers up to a size."""
-    if 0 < size < 0.001:
-        return ".2g"
-    return f".{4 if 0 < size < 0.1 else 3 if size < 1 else 2 if size < 100 else 1 if size < 1000 else 0}f"
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return the numbers of a table, whole."""
+    return str(pd.DataFrame(rows).convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
 LATEX = {
@@ -82,10 +49,7 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
     "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
-
-
 NO_WIDER = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}"  # than the page
-GROUPS = ("text", "protocol")  # columns that in LaTeX become headings of the rows below
 
 
 def escape_latex(text: str) -> str:
@@ -93,68 +57,55 @@ def escape_latex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-def _as_latex(frame: pd.DataFrame, name: str, setting: str) -> str:
-    """Return a float, or a table over several pages where it is long; booktabs draws it."""
-    shown = as_text(frame).map(escape_latex)
-    caption = escape_latex(f"{TABLES[name].title}. {setting}. Brackets are intervals.")
-    title = f"\\caption{{{caption}}}\\label{{tab:{name.replace('_', '-')}}}"
-    columns = [key for key in _shown(frame) if key not in GROUPS]
-    shape = "".join("r" if is_numeric_dtype(frame[key]) else "l" for key in columns)
-    head = " & ".join(_stack(shown[_heading(key)], side) for key, side in zip(columns, shape, strict=True))
-    head = f"\\toprule\n{head} \\\\\n\\midrule\n"
-    rows = "\n".join(_latex_rows(shown, len(columns)))
+def as_latex(rows: Sequence[Row], name: str, caption: str) -> str:
+    """Return a float, or a table over several pages where it is long; columns of words come first."""
+    headings, cells = as_text(rows)
+    columns = shown_columns(rows)
+    sides = "".join("l" if _is_text(rows, column) else "r" for column in columns)
+    frame = pd.DataFrame(cells, columns=headings).map(escape_latex).rename(columns=escape_latex)
+    groups = [escape_latex(heading(column)) for column in columns if column in GROUPS]
+    repeated = (frame[groups] == frame[groups].shift()).all(axis=1)
+    frame.loc[repeated, groups] = ""  # what a group of rows shares is written once
+    environment = "longtable" if len(rows) > LONG else "tabular"
+    caption = f"\\caption{{{escape_latex(caption)}}}\\label{{tab:{name.replace('_', '-')}}}"
+    body = frame.style.hide(axis="index").to_latex(
+        column_format=sides, hrules=True, environment=None if environment == "tabular" else environment
+    )
     size = "\\footnotesize" if len(columns) < 9 else "\\scriptsize"
-    if len(shown) > LONG:
-        body = (
-            f"\\begin{{longtable}}{{{shape}}}\n{title} \\\\\n{head}\\endfirsthead\n{head}\\endhead\n"
-            f"\\bottomrule\n\\endfoot\n{rows}\n\\end{{longtable}}\n"
-        )
-        whole = f"{{{size}\\setlength{{\\tabcolsep}}{{3pt}}\n{body}}}\n"
+    size = f"{size}\\setlength{{\\tabcolsep}}{{3pt}}"
+    if environment == "longtable":
+        first, rest = body.split("\n", 1)
+        whole = f"{{{size}\n{first}\n{caption} \\\\\n{rest}}}\n"
     else:
-        body = f"\\begin{{tabular}}{{{shape}}}\n{head}{rows}\n\\bottomrule\n\\end{{tabular}}\n"
         whole = (
-            f"\\begin{{table*}}[htbp]\n\\centering{size}\\setlength{{\\tabcolsep}}{{3pt}}\n{title}\n"
-            f"{NO_WIDER}{{!}}{{%\n{body}}}\n\\end{{table*}}\n"
+            f"\\begin{{table*}}[htbp]\n\\centering{size}\n{caption}\n{NO_WIDER}{{!}}{{%\n{body}}}\n"
+            "\\end{table*}\n"
         )
     return f"% needs \\usepackage{{booktabs,graphicx,longtable}}\n{whole}"
 
 
-def _stack(column: pd.Series, side: str) -> str:
-    """Return a column's heading, in lines that are not much longer than its cells."""
-    width = max(9, *column.map(len))
-    lines = textwrap.wrap(str(column.name), width, break_long_words=False)
-    stacked = r" \\ ".join(map(escape_latex, lines))
-    return rf"\shortstack[{side}]{{{stacked}}}"
+def _is_text(rows: Sequence[Row], column: str) -> bool:
+    return any(isinstance(row.get(column), str) for row in rows)
 
 
-def _latex_rows(shown: pd.DataFrame, n_columns: int) -> Iterator[str]:
-    """Yield the rows, under a line that names their text wherever it changes."""
-    groups = [key for key in GROUPS if key in shown]
-    named = ""
-    for _, row in shown.iterrows():
-        name = ", ".join(row[groups])
-        if name != named:
-            rule = r"\midrule " if named else ""
-            yield rf"{rule}\multicolumn{{{n_columns}}}{{l}}{{\emph{{{name}}}}} \\"
-            named = name
-        yield rf"{' & '.join(row.drop(groups))} \\"
-
-
-def _as_page(frame: pd.DataFrame, name: str, setting: str) -> str:
+def as_page(rows: Sequence[Row], title: str, about: str) -> str:
     """Return a page of its own: nothing is loaded from anywhere."""
-    shown, keys = as_text(frame), _shown(frame)
-    kinds = ["number" if is_numeric_dtype(frame[key]) else "words" for key in keys]
-    heads = "".join(f'<th tabindex="0" scope="col">{html.escape(head)}</th>' for head in shown)
-    pairs = zip(frame[keys].itertuples(index=False), shown.itertuples(index=False), strict=True)
-    rows = "\n".join(f"<tr>{''.join(map(_page_cell, kinds, values, cells))}</tr>" for values, cells in pairs)
-    title, about = html.escape(TABLES[name].title), html.escape(setting)
-    return PAGE.substitute(title=title, about=about, heads=heads, rows=rows)
+    headings, cells = as_text(rows)
+    columns = shown_columns(rows)
+    sides = ["words" if _is_text(rows, column) else "number" for column in columns]
+    heads = "".join(f'<th tabindex="0" scope="col">{html.escape(head)}</th>' for head in headings)
+    lines = [
+        "".join(map(_page_cell, sides, (row.get(column) for column in columns), texts))
+        for row, texts in zip(rows, cells, strict=True)
+    ]
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return PAGE.substitute(title=html.escape(title), about=html.escape(about), heads=heads, rows=body)
 
 
-def _page_cell(kind: str, value: object, cell: str) -> str:
+def _page_cell(side: str, value: Any, text: str) -> str:
     """Return a cell that shows a text and is sorted by its value."""
-    key = "" if pd.isna(value) else html.escape(str(value))
-    return f'<td class="{kind}" data-value="{key}">{html.escape(cell)}</td>'
+    key = "" if value is None else html.escape(str(value))
+    return f'<td class="{side}" data-value="{key}">{html.escape(text)}</td>'
 
 
 PAGE = Template("""<!doctype html>

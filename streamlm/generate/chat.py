@@ -13,7 +13,7 @@ from streamlm.measure.scoring import CHUNK
 
 Message = dict[str, str]  # role and content, as chat templates take them
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-LEAST_SINKS = 4  # as the paper keeps
+MIN_SINKS = 4  # as the paper keeps
 
 
 class ChatTemplate:
@@ -30,7 +30,7 @@ class ChatTemplate:
         system: the system prompt; None leaves it to the template.
 
     Raises:
-        ValueError: if there is no template, or it writes earlier turns anew as the conversation grows.
+        ValueError: if there is no template, or it rewrites earlier turns as the conversation grows.
     """
 
     def __init__(self, tokenizer: Any, system: str | None = None) -> None:
@@ -43,7 +43,7 @@ class ChatTemplate:
         self.start = [] if system is None else [{"role": "system", "content": system}]
         self.past = [*self.start, ASKED, ANSWERED]
         before = self._render([*self.start, ASKED]) + ANSWERED["content"]
-        self.closing = self._behind(before, self._render(self.past, answer=False))
+        self.closing = self._after(before, self._render(self.past, answer=False))
         ends = self.opening("Hi"), self.turn("Why?")
         whole = self._encode(self._render([*self.past, {"role": "user", "content": "Why?"}]))
         if (whole[: len(ends[0])], whole[-len(ends[1]) :]) != ends:
@@ -61,9 +61,9 @@ class ChatTemplate:
             raise ValueError(f"{self._name()} refuses the conversation: {error}") from error
         return text
 
-    def _behind(self, before: str, whole: str) -> str:
+    def _after(self, before: str, whole: str) -> str:
         if not whole.startswith(before):
-            raise ValueError(f"{self._name()} writes earlier turns anew; it cannot be fed turn by turn")
+            raise ValueError(f"{self._name()} rewrites earlier turns; it cannot be fed turn by turn")
         return whole[len(before) :]
 
     def _encode(self, text: str) -> list[int]:
@@ -72,7 +72,7 @@ class ChatTemplate:
 
     def _turn(self, user: str) -> str:
         past = self._render(self.past, answer=False)
-        return self._behind(past, self._render([*self.past, {"role": "user", "content": user}]))
+        return self._after(past, self._render([*self.past, {"role": "user", "content": user}]))
 
     def opening(self, user: str) -> list[int]:
         """Return the tokens of the first turn, up to where the answer begins."""
@@ -91,9 +91,11 @@ class ChatTemplate:
         whole, turn = self._render([*self.start, ASKED]), self._turn(ASKED["content"])
         system = whole.removesuffix(turn) if whole.endswith(turn) else ""
         if self.start and not system:  # some templates put it into the first turn of the user
-            told = self.start[0]["content"].strip()
-            system = whole[: whole.index(told) + len(told)] if told in whole else ""  # some leave it out
-        return max(LEAST_SINKS, len(self._encode(system)))
+            prompt = self.start[0]["content"].strip()
+            system = (
+                whole[: whole.index(prompt) + len(prompt)] if prompt in whole else ""
+            )  # some leave it out
+        return max(MIN_SINKS, len(self._encode(system)))
 
 
 class Conversation:
@@ -135,8 +137,8 @@ class Conversation:
             stopped: asked between two passes; if true, the answer ends where it is. What was not read yet
                 is read with the next turn, so that the conversation stays whole.
         """
-        begun = any(message["role"] == "user" for message in self.messages)
-        self.unread += self.template.turn(user) if begun else self.template.opening(user)
+        has_begun = any(message["role"] == "user" for message in self.messages)
+        self.unread += self.template.turn(user) if has_begun else self.template.opening(user)
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": user}, answer]
         writing = Writing(

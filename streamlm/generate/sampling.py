@@ -83,14 +83,14 @@ class TextStream:
 
 
 class Writing:
-    """The text that is written behind one prompt.
+    """The text that is written after one prompt.
 
     Args:
         tokenizer: of the model.
         sampler: draws the tokens.
         max_new_tokens: to write.
         stop_ids: tokens that end the text, and are no part of it.
-        stop_texts: likewise; what might be the beginning of one is held back.
+        stop_texts: likewise; what might be the beginning of one is not shown yet.
     """
 
     def __init__(
@@ -107,17 +107,17 @@ class Writing:
         self.tokens: list[int] = []
         self.ended_by: str | None = None  # "stop token", "stop text" or "length"
         self.text = ""
-        self._held = ""  # maybe the beginning of a stop text
+        self._pending = ""  # maybe the beginning of a stop text
 
     def draw(self, logits: Tensor) -> str:
         """Take the next token, from its logits (V,); return the text to show now."""
         token = self.sampler(logits)
         if token in self.stop_ids:
             self.ended_by = "stop token"
-            return self._show(self._held)
+            return self._show(self._pending)
         self.tokens.append(token)
-        text = self._held + self.stream.push(token)
-        ends = [place for stop in self.stop_texts if (place := text.find(stop)) >= 0]
+        text = self._pending + self.stream.push(token)
+        ends = [start for stop in self.stop_texts if (start := text.find(stop)) >= 0]
         if ends:
             self.ended_by = "stop text"
             return self._show(text[: min(ends)])
@@ -125,8 +125,8 @@ class Writing:
             self.ended_by = "length"
             return self._show(text)
         starts = (stop[:n] for stop in self.stop_texts for n in range(len(stop), 0, -1))
-        self._held = max((start for start in starts if text.endswith(start)), key=len, default="")
-        return self._show(text.removesuffix(self._held))
+        self._pending = max((start for start in starts if text.endswith(start)), key=len, default="")
+        return self._show(text.removesuffix(self._pending))
 
     def _show(self, text: str) -> str:
         self.text += text
@@ -135,7 +135,7 @@ class Writing:
 
 @torch.inference_mode()
 def read_tokens(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Feed ids (B, T) to the cache; return the logits behind the last, (B, V).
+    """Feed ids (B, T) to the cache; return the logits after the last, (B, V).
 
     Args:
         mask: (B, T), 0 where a row is padded at its left; None if none is.
@@ -148,7 +148,7 @@ def read_tokens(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Ten
 def write_on(
     model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]], writings: Sequence[Writing]
 ) -> Iterator[tuple[Writing, str]]:
-    """Write behind every prompt until its text ends; yield each token's text with the writing it belongs to.
+    """Write after every prompt until its text ends; yield each token's text with the writing it belongs to.
 
     Args:
         model: prepared for `SinkCache`.

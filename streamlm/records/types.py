@@ -105,6 +105,22 @@ class RunRecord(TypedDict):
     environment: Environment
 
 
+class LongRunRecord(TypedDict):
+    """Decoding along one long stream, against young streams beside it."""
+
+    model: str
+    dataset: str
+    capacity: int
+    environment: Environment
+    method: str
+    n_sink: int
+    decoded: dict[str, int]
+    tokens_seen: list[int]
+    step_ms: Record
+    trend_percent_per_1000_tokens: Record
+    kv_bytes: int
+
+
 class ResultRecord(RunRecord):
     """The main comparison of one text: the streaming run, and every method."""
 

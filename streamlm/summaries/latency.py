@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
-from streamlm.records.types import Record
-from streamlm.summaries.main import COMPARABLE, METHOD_NAMES, describe_setting, interval_text
+from streamlm.config import METHODS
+from streamlm.records.types import LatencyRecord, Record, check_record
+from streamlm.summaries.main import COMPARABLE, describe_setting
+from streamlm.summaries.tables import Row, as_markdown, interval_text, mib, spread
 
 SAME_MACHINE: dict[str, Callable[[Record], Any]] = {
     **{what: COMPARABLE[what] for what in ("model", "dtype", "device", "processor", "thread count")},
@@ -31,14 +32,14 @@ def check_timings(records: Sequence[Record]) -> None:
 def name_of(record: Record) -> str:
     """Return method, capacity and sinks of a latency record in few words."""
     sinks = f" with {record['n_sink']} sinks" if record["n_sink"] else ""
-    return f"{METHOD_NAMES[record['method']]} at {record['capacity']}{sinks}"
+    return f"{METHODS[record['method']].title} at {record['capacity']}{sinks}"
 
 
 def latency_ratio(record: Record, reference: Record) -> dict[str, Any]:
     """Return how many times the reference's time per token `record` takes, with its spread.
 
     Records of one job were timed in turns: their ratio is taken within each turn, and the spread is that of
-    the turns. Of other records it reaches from least over most to most over least of the runs' medians.
+    the turns. Of other records it reaches from smallest over largest to largest over smallest of the runs' medians.
 
     Raises:
         ValueError: if they are not of one machine.
@@ -59,12 +60,12 @@ def comparison_line(record: Record, reference: Record) -> str:
     """Return in words what two latency records say of each other."""
     found = latency_ratio(record, reference)
     low, high = found["spread"]
-    told = "they cannot be told apart" if low <= 1 <= high else "they differ by more than their spread"
+    verdict = "no difference can be seen" if low <= 1 <= high else "they differ by more than their spread"
     times = interval_text(record["step_ms"]["median"], record["step_ms"]["spread"])
     reference_times = interval_text(reference["step_ms"]["median"], reference["step_ms"]["spread"])
     return (
         f"{times} ms against {reference_times} ms: {interval_text(found['ratio'], found['spread'])} times; "
-        f"{told}{'' if found['in_turns'] else ' (timed one after the other, not in turns)'}"
+        f"{verdict}{'' if found['in_turns'] else ' (timed one after the other, not in turns)'}"
     )
 
 
@@ -72,65 +73,50 @@ def same_setting(records: Sequence[Record], reference: Record) -> Record:
     """Return the record of the same method, capacity and sinks as `reference`.
 
     Raises:
-        ValueError: if there is none, or `reference` is no latency record.
+        ValueError: if there is none, or `reference` is not a latency record.
     """
-    try:
-        wanted = [reference[key] for key in ("method", "capacity", "n_sink")]
-        _ = reference["step_ms"]["runs"], reference["measured_at"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the baseline is no record of `streamlm latency`: it lacks {error}") from error
+    check_record(reference, LatencyRecord, "the baseline")
+    keys = ("method", "capacity", "n_sink")
     for record in records:
-        if [record[key] for key in ("method", "capacity", "n_sink")] == wanted:
+        if all(record[key] == reference[key] for key in keys):
             return record
     raise ValueError(f"the baseline is of {name_of(reference)}, which was not measured now; ask for it too")
 
 
 def confidence_of(runs: int) -> float:
-    """Return how sure it is that least to most of so many runs' medians encloses their true median.
+    """Return how sure it is that the range of so many runs' medians encloses their true median.
 
     Source: each run lies above or below it with equal chance; David, Order Statistics, section 7.1.
     """
     return 1 - 2.0 ** (1 - runs)
 
 
-LATENCY_HEADERS = (
-    "held",
-    "method",
-    "sinks",
-    "ms per token",
-    "p95, ms",
-    "in the cache, ms",
-    "times streaming",
-    "KV, MiB",
-    "rise in a step, MiB",
-)
-
-
-def latency_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the table of decoding under `LATENCY_HEADERS`, one row per record."""
-    rows: list[tuple[str, ...]] = []
+def latency_rows(records: Sequence[Record]) -> list[Row]:
+    """Return the table of decoding, one row per record."""
+    rows = []
     for record in sorted(records, key=_order):
         reference = streaming_of(records, record["capacity"])
         ratio = None if reference is None else latency_ratio(record, reference)
-        cache, rise = record["cache_ms"], record["step_peak_bytes"]
+        rise = record["step_peak_bytes"]
         rows.append(
-            (
-                f"{record['capacity']}",
-                METHOD_NAMES[record["method"]],
-                f"{record['n_sink']}",
-                interval_text(record["step_ms"]["median"], record["step_ms"]["spread"], digits=1),
-                f"{record['step_ms']['p95']:.1f}",
-                "-" if cache is None else f"{cache:.2f}",
-                "-" if ratio is None else interval_text(ratio["ratio"], ratio["spread"]),
-                f"{record['kv_bytes'] / 2**20:.1f}",
-                "not known" if rise is None else f"{rise / 2**20:.1f}",
-            )
+            {
+                "held_tokens": record["capacity"],
+                "method": METHODS[record["method"]].title,
+                "sinks": record["n_sink"],
+                **spread("step_ms", record["step_ms"]["median"], record["step_ms"]["spread"]),
+                "p95_ms": record["step_ms"]["p95"],
+                "cache_ms": record["cache_ms"],
+                **({} if ratio is None else spread("times_streaming", ratio["ratio"], ratio["spread"])),
+                "kv_mib": mib(record["kv_bytes"]),
+                "rise_mib": mib(rise),
+                "peak_mib": None if rise is None else mib(record["kv_bytes"] + rise),
+            }
         )
     return rows
 
 
 def _order(record: Record) -> tuple[int, int, int]:
-    return record["capacity"], list(METHOD_NAMES).index(record["method"]), record["n_sink"]
+    return record["capacity"], list(METHODS).index(record["method"]), record["n_sink"]
 
 
 def streaming_of(records: Sequence[Record], capacity: int) -> Record | None:
@@ -157,12 +143,12 @@ def latency_summary(records: Sequence[Record], long_run: Record) -> str:
     trend, times = long_run["trend_percent_per_1000_tokens"], long_run["step_ms"]
     parts = [
         "# What a decoded token costs",
-        f"{describe_setting(first)}; greedy decoding behind a full cache on {first['dataset']}.",
-        "Milliseconds are the median of all tokens, brackets the least and the most of the medians of "
+        f"{describe_setting(first)}; greedy decoding after a full cache on {first['dataset']}.",
+        "Milliseconds are the median of all tokens, brackets the smallest and the largest of the medians of "
         f"{runs} runs, which enclose the true one with {confidence_of(runs):.0%} confidence. The methods of "
         "one size took turns, and ratios are taken within a turn. *KV* is what stays between two tokens, "
         "*rise* what a step needs on top of it, both measured, the weights not counted.",
-        tabulate(latency_rows(records), headers=LATENCY_HEADERS, tablefmt="github", disable_numparse=True),
+        as_markdown(latency_rows(records)),
         "## What it says",
         *(_against(records, method) for method in ("recompute", "dense")),
         f"**One run of {long_run['decoded']['timed_tokens']} tokens** at {long_run['capacity']} held: "
@@ -181,7 +167,7 @@ def _flatness(trend: Record) -> str:
 
 # Section 4.5 and figure 10 of arXiv:2309.17453, Llama-2 on one A6000.
 CLAIMS = {
-    "recompute": "The paper: streaming is up to 22.2 times as fast as re-encoding the window, more so the "
+    "recompute": "The paper: streaming is up to 22.2 times as fast as re-computation of the window, more so the "
     "larger the cache.",
     "dense": "The paper times no dense cache.",
 }
@@ -190,10 +176,10 @@ CLAIMS = {
 def _against(records: Sequence[Record], method: str) -> str:
     """Return a paragraph: streaming against a method, and whether that is what the paper found."""
     found = speedups(records, method)
-    told = ", ".join(
+    ratios_text = ", ".join(
         f"{interval_text(ratio['ratio'], ratio['spread'])} at {size}" for size, ratio in found.items()
     )
-    line = f"**{METHOD_NAMES[method].capitalize()} / streaming**: {told}. {CLAIMS[method]}"
+    line = f"**{METHODS[method].title.capitalize()} / streaming**: {ratios_text}. {CLAIMS[method]}"
     if len(found) < 2:
         return line
     ratios = [ratio["ratio"] for ratio in found.values()]
@@ -203,10 +189,10 @@ def _against(records: Sequence[Record], method: str) -> str:
     own = {
         r["capacity"]: r["step_ms"]["median"] for r in sorted(records, key=_order) if r["method"] == method
     }
-    (small, least), (large, most) = next(iter(own.items())), list(own.items())[-1]
+    (small, first), (large, last) = next(iter(own.items())), list(own.items())[-1]
     return (
-        f"{line} A dense token {'grew' if most > least else 'did not grow'} dearer with its context: "
-        f"{least:.1f} ms with {small} tokens, {most:.1f} ms with {large}; streaming stays at the cost of its "
-        "own size. Holding as many tokens, both read the same weights, keys and values, which is most of a "
+        f"{line} A dense token {'became' if last > first else 'did not become'} dearer with its context: "
+        f"{first:.1f} ms with {small} tokens, {last:.1f} ms with {large}; streaming stays at the cost of its "
+        "own size. With as many tokens, both read the same weights, keys and values, which is most of a "
         "step; what streaming saves is copying them when they grow."
     )

@@ -49,7 +49,7 @@ def _check_prefix(run: Run, reference: Run) -> None:
 
 
 def _row(run: Run, reference: Run, cfg: BootstrapConfig) -> dict[str, Any]:
-    """Return the curves of one run, a value for the end of every part, and its numbers behind key lengths."""
+    """Return the curves of one run, a value for the end of every part, and its numbers after key lengths."""
     record, losses = run.record, run.losses.astype(np.float64)
     ends = np.arange(PART, len(losses) + 1, PART)
     totals = np.cumsum(losses)[ends - 1]

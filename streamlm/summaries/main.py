@@ -1,16 +1,17 @@
 """Bring records together: fill in the baseline, pair losses by token, gather ablations, make tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
+from streamlm.config import METHODS, Method, StreamConfig
 from streamlm.records.files import hash_ids, read_losses, read_record
-from streamlm.records.types import Record
+from streamlm.records.types import Record, RunRecord, check_record
 from streamlm.stats import BootstrapConfig, Correction, Interval, after_token, paired_increase
+from streamlm.summaries.tables import CHANGE, Row, as_markdown, few_blocks, interval_text, with_interval
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,13 @@ COMPARABLE: dict[str, Callable[[Record], Any]] = {
 
 def check_baseline(baseline: Run, ids: np.ndarray) -> None:
     """Raise ValueError unless `baseline` is a whole dense run over exactly these token ids, (N,)."""
-    try:
-        record, nll = baseline.record, baseline.record["streaming"]["nll_nats"]
-        method, sha256 = record["method"], record["tokens"]["sha256"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the baseline is no record of `streamlm evaluate`: it lacks {error}") from error
-    if method != "dense":
-        raise ValueError(f"the baseline must be a dense record, got {method!r}")
-    if sha256 != hash_ids(ids):
+    record = baseline.record
+    check_record(record, RunRecord, "the baseline")
+    if record["method"] != "dense":
+        raise ValueError(f"the baseline must be a dense record, got {record['method']!r}")
+    if record["tokens"]["sha256"] != hash_ids(ids):
         raise ValueError("records cannot be compared, their stream of tokens differs")
+    nll = record["streaming"]["nll_nats"]
     mean = float(baseline.losses.mean(dtype=np.float64)) if len(baseline.losses) else float("nan")
     if len(baseline.losses) != len(ids) - 1 or not abs(mean - nll) < 1e-6 * max(1, abs(nll)):
         raise ValueError("the losses beside the baseline record are not the ones it was made of")
@@ -187,79 +186,54 @@ def collect_ablation(
     }
 
 
-def interval_text(mean: float, interval: Sequence[float], digits: int = 2) -> str:
-    """Return a mean with its interval, as "20.3 [19.1, 21.6]"."""
-    return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+def kept_text(part: Record, method: Method) -> str:
+    """Return what a method keeps, as it is in tables: "all", or sinks + window."""
+    return method.kept(StreamConfig(n_sink=part["n_sink"], window_size=part["window_size"]))
 
 
-FEW_BLOCKS = 10
-
-
-def few_blocks(blocks: Sequence[float]) -> str | None:
-    """Return what must be said of intervals from so many blocks of tokens each, if anything."""
-    few = min(blocks) < FEW_BLOCKS
-    return f"Intervals from fewer than {FEW_BLOCKS} blocks are too narrow" if few else None
-
-
-METHOD_NAMES = {
-    "dense": "dense",
-    "window": "window only",
-    "recompute": "window re-encoded",
-    "streaming": "streaming (sinks + window)",
-}
-# Of attention over a text of T tokens with C entries kept; figure 1 of arXiv:2309.17453.
-ATTENTION_COSTS = {"dense": "O(T²)", "window": "O(TC)", "recompute": "O(TC²)", "streaming": "O(TC)"}
-
-RESULT_HEADERS = (
-    "text",
-    "method",
-    "kept",
-    "perplexity",
-    "perplexity after eviction",
-    "change against dense, %",
-    "scored in, s",
-    "KV entries dropped, %",
-)
-
-
-def result_rows(results: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the table of the main comparison under `RESULT_HEADERS`, one row per text and method."""
-    rows: list[tuple[str, ...]] = []
+def each_method(results: Sequence[Record]) -> Iterator[tuple[Row, Record]]:
+    """Yield the first cells of a row, and the record's part about the method, of `collect_result` records."""
+    check_comparable(results, same_stream=False)
     for result in results:
-        for method, part in result["methods"].items():
-            scores, common = part["streaming"], part["common"]
-            kept = "all" if method == "dense" else f"{part['n_sink']}+{part['window_size']}"
-            change = interval_text(
-                common["ppl_increase_percent"], common["ppl_increase_percent_interval"], digits=1
-            )
-            rows.append(
-                (
-                    result["dataset"],
-                    METHOD_NAMES[method],
-                    kept,
-                    interval_text(scores["perplexity"], scores["perplexity_interval"]),
-                    interval_text(common["perplexity"], common["perplexity_interval"]),
-                    "-" if method == "dense" else change,
-                    "-" if scores["runtime_sec"] is None else f"{scores['runtime_sec']:.1f}",
-                    f"{100 * part['metrics']['compression_ratio']:.1f}",
-                )
-            )
-    return rows
+        for name, part in result["methods"].items():
+            method = METHODS[name]
+            names = {"text": result["dataset"], "method": method.title, "kept": kept_text(part, method)}
+            yield names | {"sinks": part["n_sink"], "window": part["window_size"]}, part
 
 
-def ablation_rows(ablation: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headers and rows of an ablation as text."""
-    headers = ("text", "n_sink", "window", "capacity", "perplexity", "change against dense, %")
+def result_rows(results: Sequence[Record]) -> list[Row]:
+    """Return the table of the main comparison, one row per text and method."""
+    return [
+        names
+        | with_interval("perplexity", part["streaming"])
+        | with_interval("after_eviction", part["common"], "perplexity")
+        | with_interval("change_percent", None if names["kept"] == "all" else part["common"], CHANGE)
+        | {
+            "runtime_s": part["streaming"]["runtime_sec"],
+            "kv_dropped_percent": 100 * part["metrics"]["compression_ratio"],
+        }
+        for names, part in each_method(results)
+    ]
+
+
+def ablation_rows(records: Sequence[Record]) -> list[Row]:
+    """Return the table of an ablation, from the one `collect_ablation` record."""
+    (ablation,) = records
     rows = []
-    for row in ablation["rows"]:
-        common = row["common"]
-        change = interval_text(
-            common["ppl_increase_percent"], common["ppl_increase_percent_interval"], digits=1
-        )
-        geometry = (str(row[key]) for key in ("n_sink", "window_size", "capacity"))
-        perplexity = interval_text(common["perplexity"], common["perplexity_interval"])
-        rows.append((row["dataset"], *geometry, perplexity, change))
-    return headers, rows
+    for text, dense in ablation["baseline"].items():
+        names = {"text": text, "method": METHODS["dense"].title}
+        rows.append(names | with_interval("perplexity", dense["common"]))
+        for row in ablation["rows"]:
+            if row["dataset"] == text:
+                method = METHODS["streaming" if row["n_sink"] else "window"].title
+                sizes = {"sinks": row["n_sink"], "window": row["window_size"], "capacity": row["capacity"]}
+                rows.append(
+                    {"text": text, "method": method}
+                    | sizes
+                    | with_interval("perplexity", row["common"])
+                    | with_interval("change_percent", row["common"], CHANGE)
+                )
+    return rows
 
 
 def score_line(record: Record) -> str:
@@ -267,14 +241,14 @@ def score_line(record: Record) -> str:
     scores, metrics = record["streaming"], record["metrics"]
     perplexity = interval_text(scores["perplexity"], scores["perplexity_interval"])
     dtype, storage = record["environment"]["dtype"], record["storage"]
-    held = "" if storage == dtype else f", window in {storage},"
+    quantised = "" if storage == dtype else f", window in {storage},"
     if "recomputed" in record:
         sample = record["recomputed"]
         time = f"estimated from {len(sample['positions'])} tokens, {scores['tokens_per_sec']:.2f} tokens/s, "
     else:
         time = f"{scores['runtime_sec']:.2f} s, {scores['tokens_per_sec']:.0f} tokens/s, "
     line = (
-        f"{record['method']} {record['n_sink']}+{record['window_size']}{held} on {record['dataset']}: "
+        f"{record['method']} {record['n_sink']}+{record['window_size']}{quantised} on {record['dataset']}: "
         f"perplexity {perplexity}, {time}"
         f"{scores['kv_bytes'] / 2**20:.1f} MiB of KV, "
         f"{100 * metrics['compression_ratio']:.1f} % of the entries dropped"
@@ -293,15 +267,14 @@ def describe_setting(record: Record) -> str:
     )
 
 
-def _describe_recompute(result: Record) -> list[str]:
-    """Return the paragraph on the method that is estimated, if it is there."""
-    part = result["methods"].get("recompute")
-    if part is None:
-        return []
+def _describe_sampled(result: Record) -> list[str]:
+    """Return a paragraph for every method that is estimated from a sample of tokens."""
     return [
-        f"*{METHOD_NAMES['recompute']}* encodes the last {part['capacity']} tokens from scratch for every "
-        f"token. That was done for {len(part['recomputed']['positions'])} seeded tokens of each text past "
-        "the first eviction; perplexities are those of streaming plus the mean paired difference there."
+        f"*{METHODS[name].title}* computes the last {part['capacity']} tokens from scratch for every token. That "
+        f"was done for {len(part['recomputed']['positions'])} seeded tokens of each text past the first "
+        "eviction; perplexities are those of streaming plus the mean paired difference there."
+        for name, part in result["methods"].items()
+        if "recomputed" in part
     ]
 
 
@@ -322,18 +295,17 @@ def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -
         "*After eviction* counts only tokens past the capacity of the streaming cache: before it all "
         "methods see the same. Changes are of token-by-token paired losses.",
         "## Main comparison",
-        tabulate(result_rows(results), headers=RESULT_HEADERS, tablefmt="github", disable_numparse=True),
+        as_markdown(result_rows(results)),
         "Scoring time compares single passes of the same block protocol over the text; it is not decoding "
         "speed.",
-        *_describe_recompute(result),
+        *_describe_sampled(result),
     ]
     for ablation in ablations:
-        headers, rows = ablation_rows(ablation)
         parts += [
             f"## Ablation of {ablation['ablation']}",
             f"All rows are judged on the tokens from {ablation['first_token']} on, past the largest "
             "capacity.",
-            tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+            as_markdown(ablation_rows([ablation])),
         ]
     judged = [result["common"] for result in results]
     judged += [row["common"] for ablation in ablations for row in ablation["rows"]]

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from streamlm.presses.grammar import OURS
+from streamlm.presses.grammar import OURS, STREAMLM
 from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig, paired_increase
-from streamlm.summaries.main import Run, check_comparable, interval_text
+from streamlm.summaries.main import Run, check_comparable, describe_setting
+from streamlm.summaries.tables import CHANGE, Row, as_markdown, few_blocks, mib, with_interval
 
 AS_IS = "StreamingLLMPress"
 NAMES = {
@@ -45,9 +46,9 @@ def collect_comparison(
     methods = compression["methods"], decoded["methods"]
     result = _as_result(compression, AS_IS, capacity)
     ours = {
-        **_as_result(compression, OURS[0], capacity),
+        **_as_result(compression, STREAMLM, capacity),
         "methods": {label: methods[0][label] for label in OURS},
-        "decoding": {**decoded, "methods": {label: methods[1][label] for label in ("dense", OURS[0])}},
+        "decoding": {**decoded, "methods": {label: methods[1][label] for label in ("dense", STREAMLM)}},
     }
     return result, {**result, "decoding": decoded}, ours
 
@@ -67,11 +68,13 @@ def _losses_of(run: Run, dataset: str) -> np.ndarray:
 def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapConfig) -> Record:
     """Return the prefill compression of one text: every method at every budget, paired token by token."""
     texts = {label: _text_of(run.record, dataset) for label, run in runs.items()}
-    first = texts[OURS[0]]
+    first = texts[STREAMLM]
     check_comparable([first, *texts.values()])
     for label, text in texts.items():
         if text["contexts"] != first["contexts"] or text["n_sink"] != first["n_sink"]:
-            raise ValueError(f"{label} was not measured on the contexts and sinks of {OURS[0]}; measure both")
+            raise ValueError(
+                f"{label} was not measured on the contexts and sinks of {STREAMLM}; measure both"
+            )
     losses = {label: _losses_of(run, dataset) for label, run in runs.items()}  # (1 + budgets, tokens)
     shared = (
         "model", "trained_length", "dataset", "tokens", "n_sink", "protocol", "contexts", "confidence",
@@ -86,7 +89,7 @@ def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapCo
                 "budgets": [
                     {
                         **entry,
-                        **_differences(losses[label][i], losses[label][0], losses[OURS[0]][i], cfg),
+                        **_differences(losses[label][i], losses[label][0], losses[STREAMLM][i], cfg),
                     }
                     for i, entry in enumerate(text["budgets"], start=1)
                 ],
@@ -103,7 +106,7 @@ def _collect_decoding(run: Run, dataset: str, cfg: BootstrapConfig) -> Record:
     return {
         **text,
         "methods": {
-            label: {**entry, **_differences(losses[label], losses["dense"], losses[OURS[0]], cfg)}
+            label: {**entry, **_differences(losses[label], losses["dense"], losses[STREAMLM], cfg)}
             for label, entry in text["methods"].items()
         },
     }
@@ -114,7 +117,7 @@ def _differences(losses: np.ndarray, dense: np.ndarray, ours: np.ndarray, cfg: B
     largest = float(np.abs(losses.astype(np.float64) - ours).max())
     return {
         "against_dense": paired_increase(losses, dense, cfg),
-        f"against_{OURS[0]}": {**paired_increase(losses, ours, cfg), "largest_nats": largest},
+        f"against_{STREAMLM}": {**paired_increase(losses, ours, cfg), "largest_nats": largest},
     }
 
 
@@ -146,34 +149,51 @@ def _as_result(compression: Record, label: str, capacity: int) -> Record:
     }
 
 
-COMPARISON_HEADERS = (
-    "text and protocol",
-    "method",
-    "perplexity",
-    "change against dense, %",
-    "KL from dense, nats",
-    "same first token, %",
-    "prefill, s",
-    "ms per token",
-    "KV, MiB",
-    "largest loss difference to streamlm, nats",
-)
-
-
-def comparison_rows(comparisons: Sequence[Record]) -> list[tuple[str, ...]]:
-    """Return the table under `COMPARISON_HEADERS`: both protocols of every text at the main capacity."""
-    rows: list[tuple[str, ...]] = []
+def comparison_rows(comparisons: Sequence[Record]) -> list[Row]:
+    """Return both protocols of every text at the main capacity."""
+    check_comparable(comparisons, same_stream=False)
+    rows: list[Row] = []
     for record in comparisons:
-        place = f"{record['dataset']}: cut once to {record['capacity']}"
-        rows.append(_row(place, "dense", record["dense"]))
-        for label, part in record["methods"].items():
-            entry = entry_at(part, record["capacity"])
-            name = method_name(label, part["method"])
-            rows.append((place, name, *["-"] * 8) if entry is None else _row(place, name, entry))
-        place = f"{record['dataset']}: decoded at {record['decoding']['decoded']['capacity']}"
-        for label, entry in record["decoding"]["methods"].items():
-            rows.append(_row(place, method_name(label), entry))
+        cut = [("dense", record["dense"])]
+        cut += [
+            (method_name(label, part["method"]), entry_at(part, record["capacity"]))
+            for label, part in record["methods"].items()
+        ]
+        decoded = [(method_name(label), entry) for label, entry in record["decoding"]["methods"].items()]
+        capacity, decoded_capacity = record["capacity"], record["decoding"]["decoded"]["capacity"]
+        for protocol, methods in (
+            (f"cut once to {capacity}", cut),
+            (f"decoded at {decoded_capacity}", decoded),
+        ):
+            names = {"text": record["dataset"], "protocol": protocol}
+            rows += [names | {"method": name} | _metrics(name, entry) for name, entry in methods]
     return rows
+
+
+def _metrics(name: str, entry: Record | None) -> Row:
+    """Return the measured cells of a method; none if it cannot work on the model."""
+    if entry is None:
+        return {}
+    is_dense = name == "dense"
+    against_ours = {} if name == STREAMLM else entry.get(f"against_{STREAMLM}", {})
+    return {
+        **with_interval("perplexity", entry),
+        **with_interval("change_percent", None if is_dense else entry.get("against_dense"), CHANGE),
+        **with_interval("kl_nats", None if is_dense else entry),
+        "same_first_percent": None if is_dense else 100 * entry["top1_agreement"],
+        "prefill_s": entry["prefill_sec"],
+        "step_ms": entry["step_ms"],
+        "kv_mib": mib(entry["kv_bytes"]),
+        "kv_at_end_mib": mib(entry.get("kv_bytes_at_end", entry["kv_bytes"])),
+        "largest_difference_nats": against_ours.get("largest_nats"),
+    }
+
+
+def comparison_text(comparison: Record) -> str:
+    """Return the table of one text in Markdown, and what it says in words."""
+    return "\n".join(
+        [as_markdown(comparison_rows([comparison])), *refusals(comparison), *findings(comparison)]
+    )
 
 
 def method_name(label: str, method: str = "") -> str:
@@ -184,33 +204,6 @@ def method_name(label: str, method: str = "") -> str:
     return NAMES.get(label, method)
 
 
-def _row(place: str, name: str, entry: Record) -> tuple[str, ...]:
-    change = entry.get("against_dense")
-    at_end = entry.get("kv_bytes_at_end", entry["kv_bytes"])
-    held = [f"{size / 2**20:.1f}" for size in dict.fromkeys((entry["kv_bytes"], at_end))]
-    return (
-        place,
-        name,
-        interval_text(entry["perplexity"], entry["perplexity_interval"]),
-        "-" if change is None or name == "dense" else _change_text(change),
-        "-" if name == "dense" else interval_text(entry["kl_nats"], entry["kl_nats_interval"], digits=3),
-        "-" if name == "dense" else f"{100 * entry['top1_agreement']:.1f}",
-        f"{entry['prefill_sec']:.2f}",
-        f"{entry['step_ms']:.1f}",
-        " to ".join(held),
-        _largest_text(entry.get(f"against_{OURS[0]}", {}), name),
-    )
-
-
-def _change_text(change: Record) -> str:
-    return interval_text(change["ppl_increase_percent"], change["ppl_increase_percent_interval"], digits=1)
-
-
-def _largest_text(difference: Record, name: str) -> str:
-    largest = difference.get("largest_nats")
-    return "-" if largest is None or name == OURS[0] else f"{largest:.2g}"
-
-
 def refusals(comparison: Record) -> list[str]:
     """Return a line for every press that cannot work on the model, with the reason."""
     parts = comparison["methods"].values()
@@ -218,18 +211,38 @@ def refusals(comparison: Record) -> list[str]:
 
 
 def findings(comparison: Record) -> list[str]:
-    """Return in words: how far faithful kvpress is from streamlm, and what kvpress as it is still holds."""
+    """Return in words: how far faithful kvpress is from streamlm, and what kvpress as it is still keeps."""
     methods = comparison["decoding"]["methods"]
     n_sink, capacity = comparison["n_sink"], comparison["decoding"]["decoded"]["capacity"]
-    largest = methods["kvpress_faithful"][f"against_{OURS[0]}"]["largest_nats"]
+    largest = methods["kvpress_faithful"][f"against_{STREAMLM}"]["largest_nats"]
     lines = [f"kvpress used faithfully and streamlm differ by at most {largest:.1g} nats in any token."]
     for label, entry in methods.items():
         held: Any = entry["survivors"]
         if held is not None and held["after_rounds"]:
             lines.append(
                 f"{method_name(label)}: after {held['after_rounds']} rounds of eviction the first layer "
-                f"holds {held['sinks_after']:g} of {n_sink} sinks and {held['recent_after']:g} of the "
+                f"keeps {held['sinks_after']:g} of {n_sink} sinks and {held['recent_after']:g} of the "
                 f"{capacity - 1 - n_sink} most recent tokens; the losses change by "
                 f"{entry['against_dense']['nll_difference_nats']:+.3f} nats against dense."
             )
     return lines
+
+
+def describe_comparison(record: Record) -> list[str]:
+    """Return the lines that say what was measured, on what, and what the intervals mean."""
+    contexts, decoded = record["contexts"], record["decoding"]["decoded"]
+    return [
+        describe_setting(record),
+        f"cut once: {contexts['contexts']} x {contexts['context_tokens']:,} tokens of each text, the next "
+        f"{contexts['scored_tokens']:,} scored; decoded: {decoded['tokens']:,} tokens, one by one, in turns",
+        f"{record['n_sink']} sinks; intervals: {100 * record['confidence']:g} % moving-block bootstrap, "
+        "within this text",
+        *few_blocks_notes(record, record["decoding"]["methods"]["dense"]),
+    ]
+
+
+def few_blocks_notes(*parts: Record) -> list[str]:
+    """Return what must be said of intervals from few blocks, if anything."""
+    counts = [part.get("dense", part)["interval_blocks"] for part in parts]
+    blocks = " and ".join(f"{count:.3g}" for count in counts)
+    return [f"{note}: here they are {blocks}" for note in [few_blocks(counts)] if note]

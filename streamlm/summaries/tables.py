@@ -23,6 +23,7 @@ HEADINGS = {
     "kv_dropped_percent": "KV entries dropped, %",
     "held_tokens": "tokens kept",
     "kept_tokens": "tokens kept",
+    "kv_at_end_mib": "KV at the end, MiB",
     "step_ms": "ms per token",
     "p95_ms": "95th percentile, ms",
     "cache_ms": "in the cache, ms",
@@ -41,6 +42,7 @@ FORMATS = {
     "largest_difference_nats": ".2g",
 }
 MISSING = "-"
+FEW_BLOCKS = 10
 
 
 def with_interval(name: str, scores: Mapping[str, Any] | None, key: str = "") -> Row:
@@ -64,10 +66,11 @@ def interval_text(mean: float, interval: Sequence[float], digits: int = 2) -> st
     return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the shown columns: all but the ends of intervals."""
+def shown_columns(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that are shown: not the ends of intervals, nor what `kept` says already."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if not name.endswith(("_low", "_high"))]
+    hidden = ("sinks", "window") if "kept" in names else ()
+    return [name for name in names if not name.endswith(("_low", "_high")) and name not in hidden]
 
 
 def heading(name: str) -> str:
@@ -77,9 +80,15 @@ def heading(name: str) -> str:
     return HEADINGS.get(name, derived)
 
 
+def few_blocks(blocks: Sequence[float]) -> str | None:
+    """Return what must be said of intervals from so many blocks of tokens each, if anything."""
+    few = min(blocks) < FEW_BLOCKS
+    return f"Intervals from fewer than {FEW_BLOCKS} blocks are too narrow" if few else None
+
+
 def as_text(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return headings and cells of a table: intervals in brackets, no more digits than they deserve."""
-    names = columns_of(rows)
+    names = shown_columns(rows)
     return [heading(name) for name in names], [[_cell(row, name) for name in names] for row in rows]
 
 

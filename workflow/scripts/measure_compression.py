@@ -18,10 +18,7 @@ setting = Setting(
     compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
 )
-record, losses = measure_compression(
-    setting,
-    contexts=ContextConfig(**snakemake.params.contexts),
-    **snakemake.params.options,
-)
+contexts = ContextConfig(**snakemake.params.contexts)
+record, losses = measure_compression(setting, contexts=contexts, **snakemake.params.options)
 write_array(snakemake.output.losses, losses)
 write_json(snakemake.output.record, record)

@@ -18,10 +18,7 @@ setting = Setting(
     compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
 )
-record, losses = measure_decoding(
-    setting,
-    n_sink=snakemake.params.n_sink,
-    decode=DecodeConfig(**snakemake.params.decode),
-)
+decode = DecodeConfig(**snakemake.params.decode)
+record, losses = measure_decoding(setting, n_sink=snakemake.params.n_sink, decode=decode)
 write_array(snakemake.output.losses, losses)
 write_json(snakemake.output.record, record)

@@ -31,7 +31,7 @@ def verify(
         int,
         typer.Option(
             min=1,
-            help="Score so many tokens of each record again; more than all is all.",
+            help="Rescore so many tokens of each record; more than all is all.",
             rich_help_panel=COMPUTE,
         ),
     ] = 2560,
@@ -41,7 +41,7 @@ def verify(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Check results that were made elsewhere: score a sample again, follow every number to its losses."""
+    """Check results that were made elsewhere: rescore a sample, follow every number to its losses."""
     from streamlm.experiment.rescore import passed, verify_results
 
     model_dir, _ = find_model(model_name)
@@ -60,6 +60,4 @@ def verify(
     if as_json:
         print_json([asdict(verdict) for verdict in found])
     if not passed(found):
-        raise ValueError(
-            f"not all is well with {results_dir}: see above what was refuted or never scored again"
-        )
+        raise ValueError(f"{results_dir} is not confirmed: see above what was refuted or never rescored")
