@@ -1,8 +1,7 @@
 """`evaluate`: the losses of one text under one method."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +19,15 @@ from streamlm.commands.options import (
 )
 from streamlm.config import METHODS, find_method
 
-MethodName = StrEnum("MethodName", {name: name for name in METHODS})
+if TYPE_CHECKING:
+    from streamlm.records.types import Record
+
+
+def _known(method: str) -> str:
+    """Refuse a method that is not there."""
+    if method not in METHODS:
+        raise typer.BadParameter(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    return method
 
 
 @grouped
@@ -33,13 +40,16 @@ def evaluate(
         int | None, typer.Option(min=2, help="Score so many ids.", rich_help_panel=TEXT)
     ] = None,
     method: Annotated[
-        MethodName,
+        str,
         typer.Option(
+            callback=_known,
+            autocompletion=lambda: list(METHODS),
+            metavar=f"[{'|'.join(METHODS)}]",
             help="window keeps as many tokens as streaming, but no sinks; recompute computes these from "
             "scratch for every token, estimated at --positions.",
             rich_help_panel=CACHE,
         ),
-    ] = MethodName("streaming"),
+    ] = "streaming",
     positions: Annotated[
         int, typer.Option(min=1, help="Tokens at which recompute is measured.", rich_help_panel=CACHE)
     ] = 32,
@@ -82,7 +92,7 @@ def evaluate(
         bootstrap=bootstrap,
         checkpoint=checkpoint,
     )
-    shown = record
+    shown: Record = record
     if dense is not None:
         shown = with_baseline(Run(record, losses), dense, record["capacity"], bootstrap)
     if per_token is not None:

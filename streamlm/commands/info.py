@@ -1,5 +1,6 @@
 """`info`: how a model is laid out, and what its cache costs; nothing is measured."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +66,7 @@ def info(
     typer.echo(_cost_table(layout, costs))
 
 
-def _layout_lines(layout: "Layout", model_name: Path, costs: dict[str, Any]) -> list[str]:
+def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any]) -> list[str]:
     sliding = len(layout.sliding_windows)
     theta = "" if layout.rotary_theta is None else f", base {layout.rotary_theta:,.0f}"
     about = {
@@ -82,7 +83,7 @@ def _layout_lines(layout: "Layout", model_name: Path, costs: dict[str, Any]) -> 
     return [f"{name + ':':<17}{value}" for name, value in about.items()] + [""]
 
 
-def _cost_table(layout: "Layout", costs: dict[str, Any]) -> str:
+def _cost_table(layout: "Layout", costs: Mapping[str, Any]) -> str:
     """Return the table: bytes of every cache, and how many times those of a dense one are at each length."""
     from tabulate import tabulate
 

@@ -54,7 +54,7 @@ AsJson = Annotated[
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose dataclass parameters are groups: every field is an option of its own."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in groups:

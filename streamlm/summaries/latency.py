@@ -39,7 +39,7 @@ def latency_ratio(record: Record, reference: Record) -> dict[str, Any]:
     """Return how many times the reference's time per token `record` takes, with its spread.
 
     Records of one job were timed in turns: their ratio is taken within each turn, and the spread is that of
-    the turns. Of other records it reaches from smallest over largest to largest over smallest of the runs' medians.
+    the turns. Of other records it is what the smallest and largest medians of their runs allow.
 
     Raises:
         ValueError: if they are not of one machine.
@@ -167,8 +167,8 @@ def _flatness(trend: Record) -> str:
 
 # Section 4.5 and figure 10 of arXiv:2309.17453, Llama-2 on one A6000.
 CLAIMS = {
-    "recompute": "The paper: streaming is up to 22.2 times as fast as re-computation of the window, more so the "
-    "larger the cache.",
+    "recompute": "The paper: streaming is up to 22.2 times as fast as re-computation of the window, more so "
+    "the larger the cache.",
     "dense": "The paper times no dense cache.",
 }
 

@@ -270,8 +270,8 @@ def describe_setting(record: Record) -> str:
 def _describe_sampled(result: Record) -> list[str]:
     """Return a paragraph for every method that is estimated from a sample of tokens."""
     return [
-        f"*{METHODS[name].title}* computes the last {part['capacity']} tokens from scratch for every token. That "
-        f"was done for {len(part['recomputed']['positions'])} seeded tokens of each text past the first "
+        f"*{METHODS[name].title}* computes the last {part['capacity']} tokens from scratch for every token. "
+        f"That was done for {len(part['recomputed']['positions'])} seeded tokens of each text past the first "
         "eviction; perplexities are those of streaming plus the mean paired difference there."
         for name, part in result["methods"].items()
         if "recomputed" in part
