@@ -154,7 +154,7 @@ def test_streamed_text_needs_its_file_in_the_cache_offline(hub, tmp_path):
 
 READ = ("GET",)
 FAULTS = {
-    "401": (TEXT, WIKITEXT, Fault(401, "/api/"), "401 Unauthorized for /api/datasets/.*set HF_TOKEN to a token"),
+    "401": (TEXT, WIKITEXT, Fault(401, "/api/"), "401 Unauthorized for /api/datasets/.*set HF_TOKEN"),
     "404": (TEXT, WIKITEXT, Fault(404, "/api/"), "404 Not Found for /api/datasets/.*correct the name"),
     "429": (TEXT, WIKITEXT, Fault(429, "/resolve/"), "429 Too Many Requests for /datasets/.*wait"),
     "429 of a listing": (TEXT, WIKITEXT, Fault(429, "/tree/"), "429 Too Many Requests for /api/datasets/"),

@@ -69,7 +69,8 @@ def model_snapshot(repo: str, revision: str) -> Path:
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
             f"{repo} at {revision} has no model.safetensors, and pickled weights (pytorch_model.bin) are "
-            "never loaded, since they can run code; use a revision or repository with safetensors, or a GGUF file"
+            "never loaded, since they can run code; use a revision or repository with safetensors, or a "
+            "GGUF file"
         )
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
