@@ -37,7 +37,7 @@ def hub_text(**more):
     return hub_model()["source"] | fixed | more
 
 
-# What is changed, and what the lines of the report are: " ... " stands for anything, and is at every end.
+# The changes, and the lines of the report on them: " ... " stands for any text, and is implied at every end.
 ALONE = [
     # keys that do not exist
     ({"experimnt": {}}, "experimnt: {} is under an unknown key ... did you mean experiment? ... bootstrap"),
@@ -68,7 +68,7 @@ ALONE = [
     ({"corpora/pg19/add_bos": ABSENT}, "corpora.pg19.add_bos: 'add_bos' is missing; add true or false"),
     ({"corpora/pg19/source/kind": ABSENT}, "corpora.pg19.source.kind: 'kind' is missing; add one of"),
     ({"corpora/pg19/source/format": ABSENT}, "corpora.pg19.source: 'format' is missing; use mediawiki"),
-    ({"models/m": {"source": path_source("x")}}, "models.m.title: 'title' is missing; add the true name"),
+    ({"models/m": {"source": path_source("x")}}, "models.m.title: 'title' is missing; add the full name"),
     (
         {"corpora/pg19/source": {"kind": "path"}},
         "corpora.pg19.source.path: 'path' is missing",
@@ -81,7 +81,7 @@ ALONE = [
         "corpora.pg19.source.pip_args: 'pip_args' is missing; add ",
         "corpora.pg19.source.members: 'members' is missing; add ",
     ),
-    # sections and lists that are something else
+    # sections and lists of another type
     ({"experiment": None}, "experiment: null is of the wrong type; use a section with model"),
     ({"experiment": [1, 2]}, "experiment: [1, 2] is of the wrong type; use a section with"),
     ({"experiment": "4+1024"}, "experiment: '4+1024' is of the wrong type; use a section with"),
@@ -149,7 +149,7 @@ ALONE = [
         {"corpora/pg19/title": "English Wikipedia sample"},
         "corpora: 'English Wikipedia sample' is the title of wikitext and pg19; give",
     ),
-    ({"corpora/pg19/title": ""}, "corpora.pg19.title: '' is not allowed; use the true name"),
+    ({"corpora/pg19/title": ""}, "corpora.pg19.title: '' is not allowed; use the full name"),
     ({"corpora/pg19/title": False}, "corpora.pg19.title: false is of the wrong type ... in quotes"),
     ({"corpora/pg19/source/kind": "hubb"}, "corpora.pg19.source.kind: 'hubb' is not known; ... mean hub?"),
     (
@@ -177,7 +177,7 @@ ALONE = [
     ({"corpora/pg19/source/sha256": "F00"}, "corpora.pg19.source.sha256: 'F00' is not allowed ... 64 digits"),
     (
         {"corpora/pg19/source/requirement": "gensim"},
-        "corpora.pg19.source.requirement: 'gensim' is not ... as gensim==4.4.0",
+        "corpora.pg19.source.requirement: 'gensim' is not ... like gensim==4.4.0",
     ),
     ({"results_dir": "README.md"}, "results_dir: 'README.md' is not allowed; use results, or a folder in"),
     ({"results_dir": "results/../data"}, "results_dir: 'results/../data' is not allowed"),
@@ -201,30 +201,30 @@ ALONE = [
         "comparison.presses: 'x' ... unknown",
         "comparison.presses: 'y' ... unknown",
     ),
-    ({"comparison/presses": ["K" * 101]}, "comparison.presses.0: 'KKK ... too long; use a press in 100"),
+    ({"comparison/presses": ["K" * 101]}, "comparison.presses.0: 'KKK ... too long; use a press of at"),
     # paths
-    ({"corpora/pg19/source": path_source("no.txt")}, "corpora.pg19.source.path: 'no.txt' is not there"),
-    ({"corpora/pg19/source": path_source("tests")}, "corpora.pg19.source.path: 'tests' is no file; give"),
+    ({"corpora/pg19/source": path_source("no.txt")}, "corpora.pg19.source.path: 'no.txt' does not exist"),
+    ({"corpora/pg19/source": path_source("tests")}, "corpora.pg19.source.path: 'tests' is not a file; name"),
     ({"corpora/pg19/source": path_source("")}, "corpora.pg19.source.path: '' is not allowed; use the path"),
     ({"corpora/pg19/source": path_source("{x}")}, "corpora.pg19.source.path: '{x}' is not ... braces"),
     ({"corpora/pg19/source": path_source("x" * 300)}, "corpora.pg19.source.path: 'xxx ... cannot be reached"),
     (
         {"corpora/pg19/source": path_source("no.txt", format="txt", members=[])},
-        "corpora.pg19.source.path: 'no.txt' is not there",
+        "corpora.pg19.source.path: 'no.txt' does not exist",
         "corpora.pg19.source.format: 'txt' is not known",
         "corpora.pg19.source.members: [] is under an unknown key; known are ",
     ),
     (
         {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "tests"}},
-        "models.smollm2-135m-instruct.source.path: 'tests' is no model; give a transformers folder",
+        "models.smollm2-135m-instruct.source.path: 'tests' is not a model; use a transformers folder",
     ),
     (
         {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "README.md"}},
-        "models.smollm2-135m-instruct.source.path: 'README.md' is no model; give a transformers folder",
+        "models.smollm2-135m-instruct.source.path: 'README.md' is not a model; use a transformers folder",
     ),
     (
         {"models/smollm2-135m-instruct/source": {"kind": "path", "path": "no.gguf"}},
-        "models.smollm2-135m-instruct.source.path: 'no.gguf' is not there",
+        "models.smollm2-135m-instruct.source.path: 'no.gguf' does not exist",
     ),
     # sizes that contradict each other
     (
@@ -312,7 +312,7 @@ def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
     drawn = random.Random(seed).sample(ALONE, 12)
     edits, expected, touched = {}, [], set()
     for more, *lines in drawn:
-        sections = {place.partition("/")[0] for place in more}
+        sections = {key.partition("/")[0] for key in more}
         sections |= TOGETHER if sections & TOGETHER else set()
         if not sections & touched:
             edits, expected, touched = edits | more, expected + lines, touched | sections
@@ -323,18 +323,18 @@ def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"experiment: [1\nn_sink: 2\n", "config.yaml line 2, column 7: no valid YAML: expected ',' or ']'"),
-        (b"a: 1\n\tb: 2\n", "config.yaml line 2, column 1: no valid YAML: found character '\\t'"),
+        (b"experiment: [1\nn_sink: 2\n", "config.yaml line 2, column 7: not valid YAML: expected ',' or ']'"),
+        (b"a: 1\n\tb: 2\n", "config.yaml line 2, column 1: not valid YAML: found character '\\t'"),
         (
             b"a: !unknown 3\n",
-            "config.yaml line 1, column 4: no valid YAML: could not determine a constructor",
+            "config.yaml line 1, column 4: not valid YAML: could not determine a constructor",
         ),
-        (b"", "config.yaml: null is no config; write keys at its top, as"),
-        (b"- experiment\n", "config.yaml: ['experiment'] is no config; write keys at its top, as"),
-        (b"\xff\xfe\xfd", "config.yaml: it cannot be read: 'utf-8' codec"),
-        (b"a: \0\n", "config.yaml: it cannot be read: unacceptable character #x0000"),
-        (b"a: 2024-99-99\n", "config.yaml: it cannot be read: month must be in 1..12; write it as YAML in"),
-        (b"[" * 5000, "config.yaml: it cannot be read: maximum recursion depth exceeded"),
+        (b"", "config.yaml: null is not a config; write keys at its top, like"),
+        (b"- experiment\n", "config.yaml: ['experiment'] is not a config; write keys at its top, like"),
+        (b"\xff\xfe\xfd", "config.yaml: cannot be read: 'utf-8' codec"),
+        (b"a: \0\n", "config.yaml: cannot be read: unacceptable character #x0000"),
+        (b"a: 2024-99-99\n", "config.yaml: cannot be read: month must be in 1..12; write it as YAML in"),
+        (b"[" * 5000, "config.yaml: cannot be read: maximum recursion depth exceeded"),
     ],
 )
 def test_file_that_is_no_config_is_refused_in_one_line(monkeypatch, tmp_path, text, message):

@@ -17,11 +17,11 @@ import torch
 from conftest import tiny_llama, use_float64_angles
 from tiny_model import CHATML, byte_tokenizer, chat_tokenizer, write_tiny_model
 
-from streamlm.cache.sink_cache import SinkCache
-from streamlm.generate.chat import ChatTemplate, Conversation
-from streamlm.commands.session import caught_interrupt, split_rows
-from streamlm.generate.sampling import Sampling
 from streamlm.cache.models import prepare
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.commands.session import caught_interrupt, split_rows
+from streamlm.generate.chat import ChatTemplate, Conversation
+from streamlm.generate.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)

@@ -192,7 +192,7 @@ def test_wrong_command_line_is_refused_with_status_2(place, args, message):
         (["--text", "text.txt", "--device", "meta"], "unknown device 'meta'; use auto, cpu"),
         (["--text", "text.txt", "--baseline", "empty.json"], "cannot read the losses of empty.json"),
         (["--tokens", "empty.npy"], "cannot read token ids from empty.npy"),
-        (["--text", "empty.txt"], "holds no text"),
+        (["--text", "empty.txt"], "has no text"),
         (["--text", "missing.txt"], "no such file: missing.txt"),
         (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
         (["--tokens", "floats.npy"], "must hold one row of int64 token ids"),

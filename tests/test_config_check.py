@@ -45,7 +45,7 @@ def dry_run(project, *args):
             ],
         ),
         (("seed: 0", "seed: 0\n  seed: 1"), None, ["  bootstrap.seed: written twice in config.yaml, lines"]),
-        (("bootstrap: #", "bootstrap: { #"), None, ["config.yaml line ", "no valid YAML: "]),
+        (("bootstrap: #", "bootstrap: { #"), None, ["config.yaml line ", "not valid YAML: "]),
         (None, "a: [1\n", ["Config file is not valid JSON or YAML."]),
         (None, "- experiment\n", ["Config file must be given as JSON or YAML with keys at top level."]),
         (None, "", ["Config file must be given as JSON or YAML with keys at top level."]),

@@ -32,7 +32,7 @@ def test_documents_of_a_package_follow_its_patterns(archive):
     ("changes", "match"),
     [
         ({"format": "pdf"}, "unknown format 'pdf'"),
-        ({"kind": "ftp"}, "unknown kind 'ftp'"),
+        ({"kind": "ftp"}, "unknown kind of source 'ftp'"),
         ({}, "no such file"),
     ],
 )
@@ -60,7 +60,7 @@ def test_sample_round_trips_byte_for_byte(tmp_path):
 )
 def test_sample_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "sample.json").write_text(content)
-    with pytest.raises(ValueError, match=r"sample\.json is no sample"):
+    with pytest.raises(ValueError, match=r"sample\.json is not a sample"):
         read_sample(tmp_path / "sample.json")
 
 

@@ -116,7 +116,7 @@ def test_gutenberg_keeps_pretext_but_refuses_a_leftover():
 
 
 def test_gutenberg_without_text_is_refused():
-    with pytest.raises(ValueError, match=r"x\.txt holds no text"):
+    with pytest.raises(ValueError, match=r"x\.txt has no text"):
         gutenberg_document("x.txt", OLD_HEAD.encode())
 
 

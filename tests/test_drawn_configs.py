@@ -9,12 +9,12 @@ from changed_config import CONFIG, LINE, path_source, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlm.experiment import plan as experiment
-from streamlm.presses.prefill import ContextConfig
 from streamlm.config import method_geometry
+from streamlm.experiment import plan as experiment
 from streamlm.experiment.check import check_config, warn_beyond_training
-from streamlm.presses.decoding import DecodeConfig
 from streamlm.measure.latency import LatencyConfig
+from streamlm.presses.decoding import DecodeConfig
+from streamlm.presses.prefill import ContextConfig
 from streamlm.stats import BootstrapConfig
 
 

@@ -32,7 +32,7 @@ from streamlm.figures.main import (
     plot_main_comparison,
     plot_results_summary,
 )
-from streamlm.measure.perplexity import measure_perplexity
+from streamlm.figures.schemes import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
 from streamlm.figures.style import (
     BAR_LOOKS,
     HATCHES,
@@ -43,11 +43,17 @@ from streamlm.figures.style import (
     looks_of,
     save_figures,
 )
-from streamlm.records.files import write_array, write_json
-from streamlm.figures.schemes import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
-from streamlm.stats import BootstrapConfig
-from streamlm.summaries.main import ATTENTION_COSTS, RESULT_HEADERS, collect_ablation, collect_result, result_rows
 from streamlm.figures.tables import scheme_rows
+from streamlm.measure.perplexity import measure_perplexity
+from streamlm.records.files import write_array, write_json
+from streamlm.stats import BootstrapConfig
+from streamlm.summaries.main import (
+    ATTENTION_COSTS,
+    RESULT_HEADERS,
+    collect_ablation,
+    collect_result,
+    result_rows,
+)
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")

@@ -21,15 +21,15 @@ from small_run import RESULTS, TARGETS, contents, run
 from test_archives import pinned, wheel  # noqa: F401, a fixture
 from tiny_model import write_tiny_model
 
-from streamlm.sources.archives import fetch_archive
+from streamlm.cache.models import read_model
+from streamlm.experiment.preflight import file_marks
+from streamlm.figures.style import save_figure
 from streamlm.measure.checkpoint import Checkpoint
+from streamlm.measure.perplexity import measure_perplexity
+from streamlm.records.files import atomic_path, clear_leftovers, write_array, write_json, write_text
+from streamlm.sources.archives import fetch_archive
 from streamlm.sources.corpus import extract_documents
 from streamlm.sources.gguf import convert_model
-from streamlm.cache.models import read_model
-from streamlm.measure.perplexity import measure_perplexity
-from streamlm.figures.style import save_figure
-from streamlm.experiment.preflight import file_marks
-from streamlm.records.files import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.stats import BootstrapConfig
 
 IDS = np.arange(60) % 50

@@ -18,8 +18,8 @@ from project import ROOT
 from test_gguf import random_weights, write_gguf
 from transformers import AutoModelForCausalLM
 
-from streamlm.sources.corpus import read_sample
 from streamlm.cache.models import load_model
+from streamlm.sources.corpus import read_sample
 
 REMEDIES = ("HF_ENDPOINT", "HF_HOME", "default experiment")
 MODEL = """
@@ -145,7 +145,7 @@ def test_streamed_text_needs_its_file_in_the_cache_offline(hub, tmp_path):
     fetched(hub, tmp_path, TEXT, PG19)
     (tmp_path / SAMPLE).unlink()
     line = only_line(fetch(hub, tmp_path, TEXT, PG19, HF_HUB_OFFLINE="1"))
-    assert f"from the cache in HF_HOME ({tmp_path / 'hf'}), as HF_HUB_OFFLINE asks: it is not there" in line
+    assert f"from the cache in HF_HOME ({tmp_path / 'hf'}), as HF_HUB_OFFLINE is set: it is not there" in line
     download = [Path(sys.executable).parent / "hf", "download", PG19["repo"], "--repo-type", "dataset"]
     only = ["--revision", PG19["revision"], "--include", "README.md", "--include", "data/test-*"]
     subprocess.run([*download, *only], env=environment(hub, tmp_path), check=True, capture_output=True)
@@ -154,7 +154,7 @@ def test_streamed_text_needs_its_file_in_the_cache_offline(hub, tmp_path):
 
 READ = ("GET",)
 FAULTS = {
-    "401": (TEXT, WIKITEXT, Fault(401, "/api/"), "401 Unauthorized for /api/datasets/.*give a token"),
+    "401": (TEXT, WIKITEXT, Fault(401, "/api/"), "401 Unauthorized for /api/datasets/.*set HF_TOKEN"),
     "404": (TEXT, WIKITEXT, Fault(404, "/api/"), "404 Not Found for /api/datasets/.*correct the name"),
     "429": (TEXT, WIKITEXT, Fault(429, "/resolve/"), "429 Too Many Requests for /datasets/.*wait"),
     "429 of a listing": (TEXT, WIKITEXT, Fault(429, "/tree/"), "429 Too Many Requests for /api/datasets/"),
@@ -188,7 +188,7 @@ def test_hub_that_is_gone_is_one_line(hub, tmp_path, program, source):
         taken.bind(("127.0.0.1", 0))  # not listening
         gone = f"http://127.0.0.1:{taken.getsockname()[1]}"
         line = only_line(fetch(hub, tmp_path, program, source, HF_ENDPOINT=gone))
-    assert f"from {gone}: nobody answers there; check the network and HF_ENDPOINT" in line
+    assert f"from {gone}: no server answers there; check the network and HF_ENDPOINT" in line
     assert all(part in line for part in REMEDIES)
     assert survivors(tmp_path) == []
     fetched(hub, tmp_path, program, source)
@@ -226,7 +226,7 @@ def test_weights_in_pickles_are_refused(hub, tmp_path, pythia):
     files = {name: content for name, content in pythia.items() if not name.endswith(".safetensors")}
     hub.add("models", PYTHIA["repo"], files, PYTHIA["revision"])
     line = only_line(fetch(hub, tmp_path, MODEL, PYTHIA))
-    assert "has no model.safetensors, and weights in pickles (pytorch_model.bin) are never loaded" in line
+    assert "has no model.safetensors, and pickled weights (pytorch_model.bin) are never loaded" in line
     assert not any(path.endswith(".bin") for _, path in hub.asked)
 
 
@@ -237,7 +237,7 @@ def test_model_that_needs_code_of_its_own_is_refused_and_the_code_not_fetched(hu
     files = {**pythia, "config.json": json.dumps(config).encode(), "modeling.py": code}
     hub.add("models", PYTHIA["repo"], files, PYTHIA["revision"])
     line = only_line(fetch(hub, tmp_path, MODEL, PYTHIA))
-    assert "a model of kind 'own', which transformers does not know without the repository's own code" in line
+    assert "a model of type 'own', which transformers does not know without the repository's own code" in line
     assert not any(path.endswith(".py") for _, path in hub.asked)
     assert not (tmp_path / "ran").exists()
 
@@ -251,7 +251,7 @@ def test_model_that_needs_code_of_its_own_is_refused_and_the_code_not_fetched(hu
         (
             {"data/test-00000-of-00002.parquet": parquet(text=["half of it"])},
             {"rows": None},
-            "of test.parquet of emozilla/pg19 the cache has 1 of 2 parts; fetch it again",
+            "the cache has 1 of 2 parts of test.parquet of emozilla/pg19; fetch them with",
         ),
         (None, {"revision": "v9"}, "404 Not Found for .*v9; correct the name and the revision"),
         (wikitext_files(), {"config": "wikitext-2"}, "no config 'wikitext-2'; use one of wikitext-103"),

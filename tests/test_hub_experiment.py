@@ -39,7 +39,7 @@ def test_command_takes_hub_ids(hub, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model-name", "org/gone"], "no folder org/gone, and of the hub: cannot fetch org/gone at main"),
+        (["--model-name", "org/gone"], "no folder org/gone; as a name on the hub: cannot fetch org/gone"),
         (["--model-name", PYTHIA["repo"] + "@v9"], "404 Not Found for .*v9"),
     ],
 )  # fmt: skip

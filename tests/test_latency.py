@@ -10,10 +10,12 @@ from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
 from tiny_model import write_tiny_model
 
+from streamlm.cache.models import prepare
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.figures.latency import plot_decoding_latency
 from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
 from streamlm.measure.latency import LatencyConfig, describe_times, measure_latency, measure_long_run
-from streamlm.figures.latency import plot_decoding_latency
+from streamlm.measure.memory import held_bytes, measure_rise
 from streamlm.summaries.latency import (
     LATENCY_HEADERS,
     check_timings,
@@ -25,8 +27,6 @@ from streamlm.summaries.latency import (
     same_setting,
     speedups,
 )
-from streamlm.measure.memory import held_bytes, measure_rise
-from streamlm.cache.models import prepare
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 100)
 AMOUNTS = LatencyConfig(warmup_tokens=1, timed_tokens=3, recompute_tokens=2, runs=4)

@@ -7,14 +7,14 @@ import torch
 from test_chat import check_pieces
 from transformers import DynamicCache
 
-from streamlm.generate import chat
-from streamlm.cache.sink_cache import SinkCache
-from streamlm.generate.chat import ChatTemplate, Conversation
-from streamlm.measure.device import use_threads
-from streamlm.sources.corpus import read_sample, read_tokenizer
-from streamlm.generate.sampling import Sampling
 from streamlm.cache.models import load_model, read_model
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.generate import chat
+from streamlm.generate.chat import ChatTemplate, Conversation
+from streamlm.generate.sampling import Sampling
+from streamlm.measure.device import use_threads
 from streamlm.measure.scoring import CHUNK
+from streamlm.sources.corpus import read_sample, read_tokenizer
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parent.parent / "data"

@@ -8,10 +8,10 @@ from numpy.testing import assert_allclose
 from test_figures import BOOTSTRAP
 
 from streamlm.figures.main import plot_long_stream
-from streamlm.summaries.long_stream import PART, collect_long_stream, running_interval
 from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.stats import BootstrapConfig, describe_losses
+from streamlm.summaries.long_stream import PART, collect_long_stream, running_interval
 
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg")
 SIZES = (

@@ -17,14 +17,20 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from streamlm.cache.models import load_model, prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, StreamConfig
-from streamlm.cache.models import load_model, prepare
 from streamlm.measure.perplexity import measure_perplexity
-from streamlm.records.files import write_array, write_json
 from streamlm.measure.scoring import score_stream
+from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
-from streamlm.summaries.main import collect_ablation, collect_result, experiment_summary, read_run, with_baseline
+from streamlm.summaries.main import (
+    collect_ablation,
+    collect_result,
+    experiment_summary,
+    read_run,
+    with_baseline,
+)
 
 BOOTSTRAP = BootstrapConfig(resamples=100)
 IDS = np.random.default_rng(0).integers(0, VOCAB, 200)

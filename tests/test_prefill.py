@@ -8,9 +8,9 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from streamlm.presses import prefill as compression
-from streamlm.presses.prefill import ContextConfig, evict, measure_compression
 from streamlm.presses.adapter import exact_ratio, make_press
 from streamlm.presses.grammar import compared_methods, parse_press
+from streamlm.presses.prefill import ContextConfig, evict, measure_compression
 from streamlm.stats import BootstrapConfig
 
 pytestmark = pytest.mark.kvpress

@@ -6,8 +6,8 @@ from conftest import MODELS, VOCAB
 from numpy.testing import assert_allclose
 from transformers import DynamicCache
 
-from streamlm.presses.decoding import TURN, DecodeConfig, Survivors, measure_decoding
 from streamlm.presses.adapter import attached, make_decoding_press
+from streamlm.presses.decoding import TURN, DecodeConfig, Survivors, measure_decoding
 from streamlm.presses.grammar import parse_press
 from streamlm.stats import BootstrapConfig
 

@@ -13,6 +13,11 @@ from streamlm.figures.presses import (
     plot_implementation_comparison,
     plot_press_sweep,
 )
+from streamlm.presses.decoding import DecodeConfig, measure_decoding
+from streamlm.presses.grammar import compared_methods
+from streamlm.presses.prefill import ContextConfig, measure_compression
+from streamlm.stats import BootstrapConfig, paired_increase
+from streamlm.summaries.main import Run
 from streamlm.summaries.presses import (
     COMPARISON_HEADERS,
     collect_comparison,
@@ -20,11 +25,6 @@ from streamlm.summaries.presses import (
     findings,
     refusals,
 )
-from streamlm.presses.prefill import ContextConfig, measure_compression
-from streamlm.presses.decoding import DecodeConfig, measure_decoding
-from streamlm.presses.grammar import compared_methods
-from streamlm.stats import BootstrapConfig, paired_increase
-from streamlm.summaries.main import Run
 
 pytestmark = pytest.mark.kvpress
 

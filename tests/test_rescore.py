@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import VOCAB, tiny_llama, use_float64_angles
 
-from streamlm.config import StreamConfig
 from streamlm.cache.models import prepare
+from streamlm.config import StreamConfig
+from streamlm.experiment.rescore import CONFIRMED, REFUTED, UNCHECKED, far_stretch, passed, verify_results
 from streamlm.measure.perplexity import measure_perplexity
-from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.measure.scoring import score_stream
+from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
 from streamlm.summaries.main import collect_ablation, collect_result
-from streamlm.experiment.rescore import CONFIRMED, REFUTED, UNCHECKED, far_stretch, passed, verify_results
 
 ROOT = Path(__file__).parent.parent
 BOOTSTRAP = BootstrapConfig(resamples=100)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from reference import recomputed_losses
 from torch.testing import assert_close
 
-from streamlm.cache.sink_cache import SinkCache
-from streamlm.measure.checkpoint import Checkpoint
-from streamlm.config import StreamConfig
 from streamlm.cache.models import prepare
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.config import StreamConfig
+from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.scoring import draw_positions, recompute_losses, score_stream
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 200)

@@ -208,7 +208,10 @@ def rules_of_scripts():
 
 
 def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
-    found = {".".join(file.relative_to(ROOT).with_suffix("").parts[1:]): set() for file in (ROOT / "streamlm").rglob("*.py")}
+    found = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts[1:]): set()
+        for file in (ROOT / "streamlm").rglob("*.py")
+    }
     for script, rules in rules_of_scripts().items():
         for part in code_fingerprint(ROOT / "workflow" / "scripts" / f"{script}.py"):
             file = Path(part.split()[0])

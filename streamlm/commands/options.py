@@ -91,7 +91,7 @@ def find_model(model_name: Path) -> tuple[Path, str | None]:
         )
     from streamlm.sources import hub
 
-    return hub.find_model(model_name)
+    return hub.named_model(model_name)
 
 
 class Stream(NamedTuple):

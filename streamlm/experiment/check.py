@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,27 @@ from typing import Any
 import yaml
 
 from streamlm.experiment.faults import did_you_mean, repeated_keys, schema_faults, show, without
-from streamlm.experiment.plan import (
-    MODEL_FILES,
-    Config,
-    main_geometry,
-    model_folder,
-    sink_ablation,
-    window_ablation,
-)
+from streamlm.experiment.plan import MODEL_FILES, Config, model_folder
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
+from streamlm.provenance import ROOT
 
-SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 
 
 def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:
     """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy.
 
     Args:
-        config: what YAML gave, whatever it is.
+        config: what was read from YAML, whatever it is.
         files: the files that it was read from, to find keys that they repeat.
     """
     found = schema_faults(config, _schema())
     sound = {**without(config, {fault.unsound for fault in found if fault.unsound is not None})}
-    for kind in {"models", "corpora"} & sound.keys():  # a name leads somewhere, whatever is wrong there
-        sound[kind] = {name: {} for name in config[kind]} | sound[kind]
+    for section in {"models", "corpora"} & sound.keys():  # a faulty entry can still be referred to
+        sound[section] = {name: {} for name in config[section]} | sound[section]
     lines = {line for file in files for line in repeated_keys(file)}
     lines |= {fault.line for fault in found}
-    lines |= set(_contradictions(sound, whole=not found))
+    lines |= set(_contradictions(sound))
     if lines:
         raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in sorted(lines)))
 
@@ -46,196 +40,201 @@ def _schema() -> Any:
     return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
 
 
-def _contradictions(config: Config, whole: bool) -> Iterator[str]:
-    """Yield what no schema can say: names that lead nowhere, sizes that contradict each other."""
-    for check in CHECKS:
-        try:
-            yield from check(config)
-        except KeyError:  # it needs a part that the schema refuses, and that is in the report
-            if whole:
-                raise
+def _contradictions(config: Config) -> Iterator[str]:
+    """Yield the faults that no schema can find: unknown names, sizes that contradict each other."""
+    for check, *keys in CHECKS:
+        values = [_value(config, key) for key in keys]
+        if None not in values:  # a missing value has a fault of its own in the report
+            yield from check(*values)
 
 
-def _used(config: Config, kind: str) -> list[str]:
-    experiment = config["experiment"]
-    return [experiment["model"]] if kind == "models" else list(experiment["corpora"])
+def _value(config: Any, key: str) -> Any:
+    """Return the value of a key such as `long_stream.n_sink`, or None if there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
-def _names(config: Config, kind: str) -> Iterator[str]:
-    key = "model" if kind == "models" else "corpora"
-    for name in _used(config, kind):
-        if name not in config[kind]:
-            known, meant = ", ".join(map(str, config[kind])), did_you_mean(name, config[kind])
-            yield f"experiment.{key}: {show(name)} is not under {kind}; {meant}use one of {known} or add it"
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _paths(config: Config, kind: str) -> Iterator[str]:
-    used = _used(config, kind)
-    for name, entry in config[kind].items():
-        path = entry.get("source", {}).get("path")
-        if name in used and path is not None:
-            folder = kind == "models" and not path.endswith(".gguf")
-            for fault in _path_faults(Path(path), folder):
-                yield f"{kind}.{name}.source.path: {show(path)} {fault}"
+def _names(key: str, section: str, used: list[str] | str, entries: Config) -> Iterator[str]:
+    for name in _listed(used):
+        if name not in entries:
+            known, meant = ", ".join(map(str, entries)), did_you_mean(name, entries)
+            yield f"{key}: {show(name)} is not under {section}; {meant}use one of {known} or add it"
 
 
-def _path_faults(path: Path, folder: bool) -> Iterator[str]:
-    """Yield what is wrong with the user's own file, or folder with a model in it."""
+def _paths(section: str, used: list[str] | str, entries: Config) -> Iterator[str]:
+    for name, entry in entries.items():
+        path = _value(entry, "source.path")
+        if name in _listed(used) and path is not None:
+            is_folder = section == "models" and not path.endswith(".gguf")
+            for fault in _path_faults(Path(path), is_folder):
+                yield f"{section}.{name}.source.path: {show(path)} {fault}"
+
+
+def _path_faults(path: Path, is_folder: bool) -> Iterator[str]:
+    """Yield what is wrong with the user's own file or model folder."""
     try:
         if not path.exists():
-            yield "is not there; correct it or make it"
-        elif folder and not (path / "config.json").is_file():
-            yield "is no model; give a transformers folder with its config.json, or a .gguf file"
-        elif not folder and not path.is_file():
-            yield "is no file; give the file itself"
-        elif hidden := [file for file in _read_of(path) if not os.access(file, os.R_OK)]:
+            yield "does not exist; correct the path or create it"
+        elif is_folder and not (path / "config.json").is_file():
+            yield "is not a model; use a transformers folder with its config.json, or a .gguf file"
+        elif not is_folder and not path.is_file():
+            yield "is not a file; name the file itself"
+        elif hidden := [file for file in _files_to_read(path) if not os.access(file, os.R_OK)]:
             yield f"cannot be read: {hidden[0].name}; change its permissions, or fetch it again"
     except OSError as error:
         yield f"cannot be reached ({error.strerror}); correct it"
 
 
-def _read_of(path: Path) -> list[Path]:
+def _files_to_read(path: Path) -> list[Path]:
     return [file for file in path.iterdir() if file.suffix in MODEL_FILES] if path.is_dir() else [path]
 
 
-def _titles(config: Config) -> Iterator[str]:
-    owners: dict[str, list[str]] = {}
-    for name in _used(config, "corpora"):
-        title = config["corpora"].get(name, {}).get("title")
-        if title is not None and name not in owners.setdefault(title, []):
-            owners[title].append(name)
+def _titles(used: list[str], entries: Config) -> Iterator[str]:
+    owners: dict[Any, dict[str, None]] = {}
+    for name in used:
+        owners.setdefault(entries.get(name, {}).get("title"), {})[name] = None
     for title, names in owners.items():
-        if len(names) > 1:
-            yield f"corpora: {show(title)} is the title of {' and '.join(names)}; give each a name of its own"
+        if title is not None and len(names) > 1:
+            yield f"corpora: {show(title)} is the title of {' and '.join(names)}; give each its own title"
 
 
-def _formats(config: Config) -> Iterator[str]:
-    for name, corpus in config["corpora"].items():
+def _formats(entries: Config) -> Iterator[str]:
+    for name, corpus in entries.items():
         if "format" not in corpus.get("source", {"format": None}):
             yield f"corpora.{name}.source: 'format' is missing; use mediawiki, gutenberg or text"
 
 
-def _sink_windows(config: Config) -> Iterator[str]:
-    sinks = config["experiment"]["sink_ablation"]
-    for capacity in sinks["capacities"]:
-        yield from _window("experiment.sink_ablation", max(sinks["n_sinks"]), capacity)
+def _windows(section: str, n_sinks: list[int] | int, capacities: list[int] | int) -> Iterator[str]:
+    n_sink = max(_listed(n_sinks))
+    for capacity in _listed(capacities):
+        if capacity <= n_sink:
+            yield (
+                f"{section}: capacity {capacity} leaves no window beside {n_sink} sinks; raise it or take "
+                "fewer sinks"
+            )
 
 
-def _long_windows(config: Config) -> Iterator[str]:
-    long = config["long_stream"]
-    for capacity in long["capacities"]:
-        yield from _window("long_stream", long["n_sink"], capacity)
+def _long_run_window(n_sinks: list[int], capacity: int) -> Iterator[str]:
+    yield from _windows("decoding_latency.long_run", n_sinks[0], capacity)
 
 
-def _latency_windows(config: Config) -> Iterator[str]:
-    latency = config["decoding_latency"]
-    for capacity in latency["capacities"]:
-        yield from _window("decoding_latency", max(latency["n_sinks"]), capacity)
-
-
-def _long_run_window(config: Config) -> Iterator[str]:
-    latency = config["decoding_latency"]
-    yield from _window("decoding_latency.long_run", latency["n_sinks"][0], latency["long_run"]["capacity"])
-
-
-def _window(section: str, n_sink: int, capacity: int) -> Iterator[str]:
-    if capacity <= n_sink:
-        yield (
-            f"{section}: capacity {capacity} leaves no window beside {n_sink} sinks; raise it or take fewer "
-            "sinks"
-        )
-
-
-def _lengths(config: Config, section: str, key: str) -> Iterator[str]:
-    n_tokens, capacity = config[section][key], _largest_cache(config, section)
-    if capacity >= n_tokens - 1:
+def _length(section: str, key: str, settings: Config) -> Iterator[str]:
+    n_tokens, capacity = settings.get(key), _largest_cache(section, settings)
+    if n_tokens is not None and capacity is not None and capacity >= n_tokens - 1:
         yield (
             f"{section}.{key}: {n_tokens} tokens never fill the largest cache, {capacity}; raise it or "
             "take smaller windows"
         )
 
 
-def _largest_cache(config: Config, section: str) -> int:
-    """Return the tokens that the largest bounded cache of a section holds."""
-    part = config[section]
-    if section == "experiment":
-        points = [main_geometry(config), *window_ablation(config), *sink_ablation(config)]
-        return max(cfg.capacity for cfg in points)
-    sizes: list[int] = [*part["budgets" if section == "comparison" else "capacities"]]
-    if section == "decoding_latency":
-        sizes.append(part["long_run"]["capacity"])
-    return max(sizes)
+# The keys that give the sizes of a section's bounded caches, in tokens; keys in one tuple are added.
+CACHES = {
+    "experiment": (
+        ("n_sink", "window_size"),
+        ("window_ablation.n_sink", "window_ablation.window_sizes"),
+        ("sink_ablation.capacities",),
+    ),
+    "long_stream": (("capacities",),),
+    "decoding_latency": (("capacities",), ("long_run.capacity",)),
+    "comparison": (("budgets",),),
+}
 
 
-def _presses(config: Config) -> Iterator[str]:
-    comparison = config["comparison"]
+def _largest_cache(section: str, settings: Config) -> int | None:
+    """Return the tokens in the largest bounded cache of a section; None if a key that it needs is missing."""
+    sizes = [[_value(settings, key) for key in keys] for keys in CACHES[section]]
+    if any(None in size for size in sizes):
+        return None
+    return max(sum(max(_listed(value)) for value in size) for size in sizes)
+
+
+def _presses(n_sink: int, presses: list[str]) -> Iterator[str]:
     good: list[str] = []
-    for text in comparison["presses"]:
+    for text in presses:
         try:
-            compared_methods(comparison["n_sink"], [*good, text])
+            compared_methods(n_sink, [*good, text])
             good.append(text)
-            check_context(parse_press(text), comparison["context_tokens"])
         except ValueError as error:
             yield f"comparison.presses: {show(text)}: {error}"
 
 
-def _budgets(config: Config) -> Iterator[str]:
-    comparison = config["comparison"]
-    for budget in comparison["budgets"]:
+def _press_contexts(presses: list[str], context_tokens: int) -> Iterator[str]:
+    for text in presses:
         try:
-            check_budgets([budget], comparison["n_sink"], comparison["context_tokens"])
+            check_context(parse_press(text), context_tokens)
+        except ValueError as error:  # also what `_presses` reports, in the same line
+            yield f"comparison.presses: {show(text)}: {error}"
+
+
+def _budgets(budgets: list[int], n_sink: int, context_tokens: int) -> Iterator[str]:
+    for budget in budgets:
+        try:
+            check_budgets([budget], n_sink, context_tokens)
         except ValueError as error:
             yield f"comparison.budgets: {error}"
 
 
-def _compared_capacity(config: Config) -> Iterator[str]:
-    comparison = config["comparison"]
-    if comparison["capacity"] not in comparison["budgets"]:
-        yield f"comparison.capacity: {comparison['capacity']} must be one of the budgets; add it there"
+def _compared_capacity(capacity: int, budgets: list[int]) -> Iterator[str]:
+    if capacity not in budgets:
+        yield f"comparison.capacity: {capacity} must be one of the budgets; add it there"
 
 
-def _compared_window(config: Config) -> Iterator[str]:
-    comparison = config["comparison"]
-    if comparison["capacity"] <= comparison["n_sink"] + 1:
+def _compared_window(capacity: int, n_sink: int) -> Iterator[str]:
+    if capacity <= n_sink + 1:
         yield (
-            f"comparison.capacity: {comparison['capacity']} leaves no window beside {comparison['n_sink']} "
-            "sinks and the token that is decoded; raise it"
+            f"comparison.capacity: {capacity} leaves no window beside {n_sink} sinks and the token that is "
+            "decoded; raise it"
         )
 
 
-# Each reads as little as it can: it is skipped where any of that has a fault by itself.
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
-    *(partial(check, kind=kind) for check in (_names, _paths) for kind in ("models", "corpora")),
-    _titles,
-    _formats,
-    _sink_windows,
-    _long_windows,
-    _latency_windows,
-    _long_run_window,
-    partial(_lengths, section="experiment", key="max_eval_tokens"),
-    partial(_lengths, section="long_stream", key="max_eval_tokens"),
-    partial(_lengths, section="long_stream", key="baseline_tokens"),
-    _presses,
-    _budgets,
-    _compared_capacity,
-    _compared_window,
+# A check and the keys whose values it takes.
+CHECKS: tuple[tuple[Any, ...], ...] = (
+    (partial(_names, "experiment.model", "models"), "experiment.model", "models"),
+    (partial(_names, "experiment.corpora", "corpora"), "experiment.corpora", "corpora"),
+    (partial(_paths, "models"), "experiment.model", "models"),
+    (partial(_paths, "corpora"), "experiment.corpora", "corpora"),
+    (_titles, "experiment.corpora", "corpora"),
+    (_formats, "corpora"),
+    *(
+        (partial(_windows, section), f"{section}.{sinks}", f"{section}.capacities")
+        for section, sinks in [
+            ("experiment.sink_ablation", "n_sinks"),
+            ("long_stream", "n_sink"),
+            ("decoding_latency", "n_sinks"),
+        ]
+    ),
+    (_long_run_window, "decoding_latency.n_sinks", "decoding_latency.long_run.capacity"),
+    (partial(_length, "experiment", "max_eval_tokens"), "experiment"),
+    (partial(_length, "long_stream", "max_eval_tokens"), "long_stream"),
+    (partial(_length, "long_stream", "baseline_tokens"), "long_stream"),
+    (_presses, "comparison.n_sink", "comparison.presses"),
+    (_press_contexts, "comparison.presses", "comparison.context_tokens"),
+    (_budgets, "comparison.budgets", "comparison.n_sink", "comparison.context_tokens"),
+    (_compared_capacity, "comparison.capacity", "comparison.budgets"),
+    (_compared_window, "comparison.capacity", "comparison.n_sink"),
 )
 
 
 def warn_beyond_training(config: Config) -> Iterator[str]:
     """Yield a line for each section with a cache beyond the model's trained length, if that is known yet.
 
-    It is no fault: such a cache is measured as asked, and its records carry the length.
+    This is not a fault: such a cache is measured as asked, and its records contain the length.
     """
     name = config["experiment"]["model"]
     try:
         described = json.loads((Path(model_folder(config, name)) / "config.json").read_bytes())
-        trained = int((described.get("text_config") or described)["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # not made yet, or nothing of the kind; the job that loads it says what is wrong
-    for section in ("experiment", "long_stream", "decoding_latency", "comparison"):
-        capacity = _largest_cache(config, section)
-        if capacity > trained:
+    except (OSError, ValueError):
+        return  # not made yet or damaged; the job that loads it reports that
+    key = "max_position_embeddings"
+    trained = _value(described, f"text_config.{key}") or _value(described, key)
+    for section in CACHES if isinstance(trained, int) else ():
+        capacity = _largest_cache(section, config[section])
+        if capacity is not None and capacity > trained:
             yield (
                 f"{section}: a cache of {capacity} tokens is beyond the {trained} that {name} is trained to; "
                 "it is measured all the same, take smaller windows if that is not meant"

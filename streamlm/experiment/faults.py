@@ -1,4 +1,4 @@
-"""What a config's schema and files tell is wrong with it, in lines for people: key, value, rule, remedy."""
+"""The faults that a schema and YAML itself find in a config, one line each: key, value, rule, remedy."""
 
 import math
 import re
@@ -12,18 +12,18 @@ import jsonschema
 import yaml
 
 Schema = Mapping[str, Any]
-Place = tuple[Hashable, ...]  # keys from the top of a config down
+KeyPath = tuple[Hashable, ...]  # keys from the top of a config down
 
 
 class Fault(NamedTuple):
-    """One line, and where in the config something cannot be relied on because of it, if anywhere."""
+    """A fault of a config."""
 
-    line: str
-    unsound: Place | None
+    line: str  # of the report
+    unsound: KeyPath | None  # what other checks must not read because of it
 
 
 def _required(validator: Any, names: Any, section: Any, schema: Any) -> Iterator[Any]:
-    """Find missing keys, each where it should be."""
+    """Report each missing key under its own path."""
     if isinstance(section, dict):
         for name in names:
             if name not in section:
@@ -31,7 +31,7 @@ def _required(validator: Any, names: Any, section: Any, schema: Any) -> Iterator
 
 
 def _additional(validator: Any, rule: Any, section: Any, schema: Any) -> Iterator[Any]:
-    """Find unknown keys, each where it is."""
+    """Report each unknown key under its own path."""
     if rule is not False:
         usual = jsonschema.Draft202012Validator.VALIDATORS["additionalProperties"]
         yield from usual(validator, rule, section, schema)
@@ -41,7 +41,7 @@ def _additional(validator: Any, rule: Any, section: Any, schema: Any) -> Iterato
 
 
 def _names(validator: Any, rule: Any, section: Any, schema: Any) -> Iterator[Any]:
-    """Find bad names of sections, each where it is."""
+    """Report each bad name of a section under its own path."""
     if isinstance(section, dict):
         for name in section:
             yield from validator.descend(name, rule, path=name)
@@ -52,9 +52,9 @@ Validator: Any = jsonschema.validators.extend(
     {"required": _required, "additionalProperties": _additional, "propertyNames": _names},
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
         {
-            # JSON takes 4.0 for an integer; in a label or a size it is not.
+            # In JSON 4.0 is an integer; in a label or a size it is not.
             "integer": lambda _, value: type(value) is int,
-            # YAML's .nan and .inf would pass limits.
+            # YAML's .nan and .inf are not caught by limits.
             "number": lambda _, value: type(value) is int or (type(value) is float and math.isfinite(value)),
         }
     ),
@@ -81,44 +81,43 @@ _TYPES = {
 
 
 def schema_faults(config: Any, schema: Schema) -> list[Fault]:
-    """Return everything that a schema finds wrong with a config."""
-    errors = list(Validator(schema).iter_errors(config))
-    places = {tuple(error.absolute_path) for error in errors}
-    mistyped = {tuple(error.absolute_path) for error in errors if error.validator == "type"}
+    """Return every fault that a schema finds in a config."""
+    errors = [(tuple(error.absolute_path), error) for error in Validator(schema).iter_errors(config)]
+    faulty = {path for path, _ in errors}
+    mistyped = {path for path, error in errors if error.validator == "type"}
     faults = []
-    for error in errors:
-        place, rules = tuple(error.absolute_path), set(error.absolute_schema_path)
-        # What else a source takes depends on its kind: where that is wrong, it cannot be judged.
-        is_kind = place[-1:] == ("kind",)
-        unjudged = not is_kind and any((*place[:depth], "kind") in places for depth in range(len(place)))
-        if unjudged and not rules.isdisjoint({"then", "else"}):
+    for path, error in errors:
+        rules, is_kind = set(error.absolute_schema_path), path[-1:] == ("kind",)
+        # The other keys of a source depend on its kind: if the kind is wrong, they cannot be judged.
+        has_bad_kind = not is_kind and any((*path[:depth], "kind") in faulty for depth in range(len(path)))
+        if has_bad_kind and not rules.isdisjoint({"then", "else"}):
             continue
-        # Each kind's own rules name the key once more, without its values.
+        # The rules of each kind require `kind` once more, without its values.
         if is_kind and error.validator == "required" and not error.schema["properties"]["kind"]:
             continue
-        unsound: Place | None = place[:-1] if is_kind else place
-        if "propertyNames" in rules or (error.validator in ("enum", "uniqueItems") and unsound == place):
-            unsound = None  # a bad name, or one name twice, makes nothing else wrong
-        if error.validator == "type" or place not in mistyped:
+        unsound: KeyPath | None = path[:-1] if is_kind else path
+        if "propertyNames" in rules or (error.validator in ("enum", "uniqueItems") and unsound == path):
+            unsound = None  # a bad or repeated name makes nothing else wrong
+        if error.validator == "type" or path not in mistyped:
             faults.append(Fault(_line(error, schema), unsound))
     return faults
 
 
-def without(value: Any, places: Collection[Place], here: Place = ()) -> Any:
-    """Return a config without what stands at some places, nor lists that nothing is left of."""
-    if here in places:
+def without(value: Any, paths: Collection[KeyPath], here: KeyPath = ()) -> Any:
+    """Return a config without the values at some paths, and without lists that become empty."""
+    if here in paths:
         return {}
-    if not any(place[: len(here)] == here for place in places):
+    if not any(path[: len(here)] == here for path in paths):
         return value
     if isinstance(value, list):
-        parts = [((*here, i), part) for i, part in enumerate(value)]
-        return [without(part, places, place) for place, part in parts if place not in places]
+        items = [((*here, i), item) for i, item in enumerate(value)]
+        return [without(item, paths, path) for path, item in items if path not in paths]
     if not isinstance(value, dict):
         return value
     kept = {
-        key: without(part, places, (*here, key)) for key, part in value.items() if (*here, key) not in places
+        key: without(item, paths, (*here, key)) for key, item in value.items() if (*here, key) not in paths
     }
-    return {key: part for key, part in kept.items() if part != [] or value[key] == []}
+    return {key: item for key, item in kept.items() if item != [] or value[key] == []}
 
 
 def _line(error: Any, schema: Schema) -> str:
@@ -145,7 +144,7 @@ def _line(error: Any, schema: Schema) -> str:
 
 
 def _quotes(error: Any) -> str:
-    """Return the end of a remedy where quotes, or their lack, made the type."""
+    """Return what a remedy says about quotes, if they or their lack caused the wrong type."""
     wanted = error.validator_value
     if isinstance(error.instance, str):
         if "integer" in wanted or "number" in wanted:
@@ -155,7 +154,7 @@ def _quotes(error: Any) -> str:
 
 
 def describe(rule: Schema, schema: Schema) -> str:
-    """Return in words what a part of a schema takes."""
+    """Return in words what a rule of a schema allows."""
     if "$ref" in rule:
         rule = schema["$defs"][rule["$ref"].rpartition("/")[2]]
     if "description" in rule:
@@ -165,7 +164,7 @@ def describe(rule: Schema, schema: Schema) -> str:
     if "enum" in rule:
         return f"one of {', '.join(map(str, rule['enum']))}"
     if "oneOf" in rule:
-        return " or ".join(describe(part, schema) for part in rule["oneOf"])
+        return " or ".join(describe(option, schema) for option in rule["oneOf"])
     types = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
     return " or ".join(_TYPES[name] + _limits(name, rule, schema) for name in types)
 
@@ -184,14 +183,14 @@ def _limits(name: str, rule: Schema, schema: Schema) -> str:
 
 
 def did_you_mean(value: Any, known: Iterable[Any]) -> str:
-    """Return the beginning of a remedy if one of the known names is much like the value, else nothing."""
+    """Return "did you mean NAME? " if a known name is similar to the value, else nothing."""
     close = get_close_matches(str(value)[:99], [str(name) for name in known], n=1)
     return f"did you mean {close[0]}? " if close else ""
 
 
-def key_name(place: Iterable[Hashable]) -> str:
-    """Return a place as it is named in a report: corpora.pg19.source."""
-    plain = (part if re.fullmatch(r"[\w.-]+", str(part)) else show(part) for part in place)
+def key_name(path: Iterable[Hashable]) -> str:
+    """Return a key as a report names it: corpora.pg19.source."""
+    plain = (key if re.fullmatch(r"[\w.-]+", str(key)) else show(key) for key in path)
     return ".".join(map(str, plain)) or "config"
 
 
@@ -200,14 +199,14 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def show(value: Any) -> str:
-    """Return a value as it is named in a report: short, on one line, and in YAML's words."""
+    """Return a value as a report shows it: short, on one line, in YAML's words."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return _SHORT.repr(value).replace("\n", " ")
 
 
 def check_syntax(file: Path | str) -> None:
-    """Raise ValueError unless a file, if there is one, is YAML with keys at its top."""
+    """Raise ValueError if a file exists that is not YAML with keys at its top."""
     if not Path(file).exists():
         return
     try:
@@ -215,37 +214,36 @@ def check_syntax(file: Path | str) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
-        raise ValueError(f"{file}{where}: no valid YAML: {error.problem}; correct it there") from None
+        raise ValueError(f"{file}{where}: not valid YAML: {error.problem}; correct it there") from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = str(error).replace("\n", " ")
-        raise ValueError(f"{file}: it cannot be read: {reason}; write it as YAML in UTF-8") from None
+        raise ValueError(f"{file}: cannot be read: {reason}; write it as YAML in UTF-8") from None
     if not isinstance(config, dict):
         raise ValueError(
-            f"{file}: {show(config)} is no config; write keys at its top, as in config.yaml of the project"
+            f"{file}: {show(config)} is not a config; write keys at its top, like the project's config.yaml"
         )
 
 
 def repeated_keys(file: Path | str) -> Iterator[str]:
-    """Yield a fault for every key written twice in one section of a YAML file: the later would win."""
+    """Yield a line for every key written twice in a section of a YAML file, of which only the last counts."""
     if not Path(file).is_file():
         return
     try:
         top = yaml.compose(Path(file).read_text(encoding="utf-8"))
     except yaml.YAMLError:  # JSON with tabs, which Snakemake reads
         return
-    pending: list[tuple[Place, Any]] = [((), top)]
+    pending: list[tuple[KeyPath, Any]] = [((), top)]
     seen = set()
     while pending:
-        place, node = pending.pop(0)
+        path, node = pending.pop(0)
         if not isinstance(node, yaml.MappingNode) or id(node) in seen:
             continue
         seen.add(id(node))  # an alias is the same node again
-        lines: dict[Hashable, int] = {}
+        lines: dict[str, int] = {}
         for key, value in node.value:
-            pending.append(((*place, str(key.value)), value))
-            line = key.start_mark.line + 1
-            if str(key.value) in lines:
-                name = key_name((*place, str(key.value)))
-                first = lines[str(key.value)]
-                yield f"{name}: written twice in {file}, lines {first} and {line}; keep one of them"
-            lines.setdefault(str(key.value), line)
+            name, line = str(key.value), key.start_mark.line + 1
+            pending.append(((*path, name), value))
+            first = lines.setdefault(name, line)
+            if first != line:
+                full = key_name((*path, name))
+                yield f"{full}: written twice in {file}, lines {first} and {line}; keep one of them"

@@ -1,4 +1,4 @@
-"""What disk and clock must be like before an experiment starts, and the state of the user's own files."""
+"""Checks of disk and clock before an experiment starts, and the state of the user's own files."""
 
 import hashlib
 import os
@@ -11,21 +11,21 @@ from streamlm.experiment.plan import Config, model_files, source_file
 
 
 def own_files(config: Config, kind: str, name: str) -> list[str]:
-    """Return the user's own files that a model or corpus is made from; none of one that is fetched."""
+    """Return the user's own files that a model or corpus is made from; none if it is fetched."""
     if config[kind][name]["source"]["kind"] != "path":
         return []
     folder = model_files(config, name) if kind == "models" else []
     return folder or [source_file(config, kind, name)]
 
 
-HASHED_BYTES = 1_000_000  # of a file at most; one that is larger is told by size and time
+HASHED_BYTES = 1_000_000  # larger files are identified by size and time
 
 
 def file_marks(config: Config, kind: str, name: str) -> list[str]:
-    """Return what tells the state of each of the user's own files, whatever its date.
+    """Return the state of each of the user's own files, which changes with its content.
 
-    Snakemake looks only for inputs that are newer than what was made of them: it misses a text replaced by
-    an older file, or edited after the clock was set back.
+    Snakemake looks only for inputs that are newer than the output: it misses a text that was replaced by an
+    older file, or edited after the clock was set back.
     """
     return [f"{file} {_mark(Path(file))}" for file in own_files(config, kind, name)]
 
@@ -38,7 +38,7 @@ def _mark(file: Path) -> str:
 
 
 def check_results_dir(config: Config, *, writable: bool) -> None:
-    """Raise ValueError if the results have no folder to go to, or, if asked, one that cannot be written."""
+    """Raise ValueError if the folder of results cannot exist or, if asked, cannot be written."""
     results = Path(config["results_dir"])
     there = next(folder for folder in (results, *results.parents) if folder.exists())
     if not there.is_dir():
@@ -62,7 +62,7 @@ CLOCK_SLACK = 60  # seconds by which the clock of a file server may be ahead
 def check_dates(config: Config) -> None:
     """Raise ValueError if a file that the experiment reads is dated in the future.
 
-    Snakemake throws away what a job made if one of its inputs is younger, after the hours it took.
+    After a job, Snakemake deletes its output if one of its inputs is newer.
     """
     experiment, now = config["experiment"], time.time()
     files = [Path(file) for file in own_files(config, "models", experiment["model"])]
@@ -79,12 +79,12 @@ def check_dates(config: Config) -> None:
 
 
 def _files_below(root: Path) -> list[Path]:
-    """Return all files below a folder; those of a running job may go while they are listed."""
+    """Return all files below a folder; a running job may delete some meanwhile."""
     return sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
 
 
 def _date(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # a running job's, gone since it was listed
+    except OSError:  # deleted by a running job
         return 0.0

@@ -1,1 +1,1 @@
-"""Models and texts from archives, folders and hubs: fetched, converted, tokenised."""
+"""Fetch models and texts from archives, folders and hubs; convert and tokenise them."""

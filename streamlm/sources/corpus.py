@@ -1,4 +1,4 @@
-"""Corpora: from archives or files to plain documents, and from documents to one stream of token ids."""
+"""Read the documents of a corpus from archives or files, and tokenise them to one stream of ids."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from streamlm.sources.documents import Document, gutenberg_document, mediawiki_d
 
 @dataclass(frozen=True)
 class Sample:
-    """The documents of one corpus, with its true name and where it came from."""
+    """The documents of one corpus, its title and its source."""
 
     dataset: str
     source: Source
@@ -30,14 +30,14 @@ _FORMATS: dict[str, Callable[[str, bytes], Iterable[Document]]] = {
 
 
 def extract_documents(source: Source, path: Path) -> list[Document]:
-    """Return the documents of a corpus, in its order.
+    """Return the documents of a corpus, in order.
 
     Args:
         source: its `format` and `kind`, and `members` where the kind is `package`.
         path: the archive (kind `package`) or the file itself (kind `path`).
 
     Raises:
-        ValueError: an unknown kind or format, or nothing to read.
+        ValueError: the kind or format is unknown, or there is no text.
     """
     if source["format"] not in _FORMATS:
         raise ValueError(f"unknown format {source['format']!r}; use one of {', '.join(_FORMATS)}")
@@ -57,13 +57,13 @@ def _source_files(source: Source, path: Path) -> Iterator[tuple[str, bytes]]:
         case "path" if path.is_file():
             yield path.name, path.read_bytes()
         case "path":
-            raise ValueError(f"no such file: {path}")
+            raise ValueError(f"no such file: {path}; correct the path")
         case kind:
-            raise ValueError(f"unknown kind {kind!r} of source; use package or path")
+            raise ValueError(f"unknown kind of source {kind!r}; use package or path")
 
 
 def write_sample(target: Path, dataset_name: str, source: Source, documents: Sequence[Document]) -> None:
-    """Write a corpus as JSON, the same bytes for the same content."""
+    """Write a corpus as JSON; equal content gives equal bytes."""
     record = {"dataset": dataset_name, "source": dict(source), "documents": [asdict(d) for d in documents]}
     text = json.dumps(record, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
     with atomic_path(target) as made:
@@ -74,36 +74,36 @@ def read_sample(path: Path) -> Sample:
     """Return what `write_sample` wrote.
 
     Raises:
-        ValueError: the file is no sample.
+        ValueError: the file is missing or not a sample.
     """
     if not path.is_file():
-        raise ValueError(f"there is no {path}; make it with `snakemake {path}`, run beside the Snakefile")
+        raise ValueError(f"there is no {path}; make it with `snakemake {path}` in the project's folder")
     try:
         record = json.loads(path.read_bytes())
         documents = [Document(**document) for document in record["documents"]]
         return Sample(record["dataset"], record["source"], documents)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no sample ({error!r}); delete it and run again") from error
+        raise ValueError(f"{path} is not a sample ({error!r}); delete it and run again") from error
 
 
 def tokenise_documents(
     documents: Sequence[Document], tokenizer_dir: Path, *, add_bos: bool, max_samples: int | None
 ) -> np.ndarray:
-    r"""Return the token ids of one stream: the documents joined by a blank line, tokenised once.
+    r"""Join the documents with blank lines, tokenise them once, and return the token ids.
 
-    No special token is added, except one BOS in front if `add_bos`.
+    The only special token added is one BOS at the beginning, if `add_bos`.
 
     Args:
         documents: in stream order.
         tokenizer_dir: a transformers folder.
-        add_bos: put the tokenizer's BOS before the first token.
-        max_samples: take only so many documents, from the first; None takes all.
+        add_bos: whether the tokenizer's BOS comes before the first token.
+        max_samples: the number of documents to take from the beginning; None takes all.
 
     Returns:
         (T,) int64 token ids of ``"\n\n".join(texts)``.
 
     Raises:
-        ValueError: the stream is empty, or the tokenizer has no BOS to add.
+        ValueError: there are no tokens, or the tokenizer has no BOS to add.
     """
     text = "\n\n".join(document.text for document in documents[:max_samples])
     tokenizer = read_tokenizer(tokenizer_dir)
@@ -113,7 +113,7 @@ def tokenise_documents(
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise ValueError(
-            f"no tokens in {len(documents)} documents (max_samples={max_samples}); give more text"
+            f"no tokens in {len(documents)} documents (max_samples={max_samples}); use more text"
         )
     return np.array(bos + ids, dtype=np.int64)
 
@@ -122,29 +122,31 @@ def read_tokenizer(folder: Path) -> Any:
     """Return the tokenizer in a model folder.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: it is missing or unreadable.
     """
     from transformers import AutoTokenizer
 
     if not (Path(folder) / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; give a model folder with its tokenizer")
+        raise ValueError(f"{folder} has no tokenizer.json; use a model folder with a tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises no narrower type
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {reason}") from error
+        raise ValueError(
+            f"cannot read the tokenizer in {folder}: {reason}; fetch or convert it again"
+        ) from error
 
 
 def read_tokens(path: Path) -> np.ndarray:
     """Return the token ids in a `.npy` file, (T,) int64.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file is missing, unreadable or contains something else.
     """
     try:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read token ids from {path}: {error}") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype != np.int64:
-        raise ValueError(f"{path} must hold one row of int64 token ids")
+        raise ValueError(f"{path} must contain one row of int64 token ids")
     return ids

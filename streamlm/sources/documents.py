@@ -1,4 +1,4 @@
-"""Prose out of what texts come in: MediaWiki exports, Project Gutenberg e-texts, plain files."""
+"""Extract plain prose from MediaWiki exports, Project Gutenberg texts, WikiText and plain files."""
 
 import bz2
 import re
@@ -14,13 +14,13 @@ from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Templ
 
 @dataclass(frozen=True)
 class Document:
-    """One text, free of markup."""
+    """One text without markup."""
 
     title: str
     text: str
 
 
-# What a reader sees of templates that carry prose: {0} is the name as written, {1} the first parameter.
+# The visible text of templates that contain prose: {0} is the name as written, {1} the first parameter.
 _TEMPLATES = {
     **dict.fromkeys(["ipa", "nihongo", "nowrap", "sc", "smaller", "sup", "val"], "{1}"),
     **dict.fromkeys(["lang", "rtl-lang", "script", "transl"], "{2}"),
@@ -38,7 +38,7 @@ _TEMPLATES = {
 _RANGE_WORDS = {"-", "\u2013", "to", "and", "by", "x"}
 _HIDDEN_TAGS = {"gallery", "imagemap", "ref", "references", "score", "section", "table", "timeline"}
 _HIDDEN_LINKS = {"file", "image", "category", "media"}
-# Titles of sections that close an article with sources and links instead of prose.
+# Titles of sections at the end of an article that contain sources and links instead of prose.
 _APPENDIX = re.compile(
     r"bibliography|citations|cited texts|external links|footnotes|further reading|gallery|notes|"
     r"notes and references|references|references and (?:further reading|notes)|see also|sources|works cited",
@@ -49,10 +49,10 @@ _APPENDIX = re.compile(
 def mediawiki_documents(xml: bytes) -> Iterator[Document]:
     """Yield the articles of a bz2-compressed MediaWiki export as prose.
 
-    Main namespace only; redirects, tables, references and appendices (See also, …) are left out.
+    Only the main namespace is read; redirects, tables, references and appendices (See also, …) are left out.
 
     Raises:
-        ValueError: the bytes are no such export.
+        ValueError: the bytes are not such an export.
     """
     try:
         root = ElementTree.fromstring(bz2.decompress(xml))
@@ -65,7 +65,7 @@ def mediawiki_documents(xml: bytes) -> Iterator[Document]:
 
 
 def _article_prose(wikitext: str) -> str:
-    # Quotes of bold and italic wait for _tidy: unbalanced ones make the parser miss what encloses them.
+    # _tidy removes bold and italic quotes: if unbalanced, they make the parser miss the markup around them.
     code = mwparserfromhell.parse(wikitext, skip_style_tags=True)
     sections = code.get_sections(levels=[2], include_lead=True)
     return _tidy("\n\n".join(_prose(section) for section in sections if not _is_appendix(section)))
@@ -81,7 +81,7 @@ def _prose(code: Any) -> str:
 
 
 def _node_prose(node: Any) -> str:
-    """Return what a reader sees of one node of a parsed article; comments show nothing."""
+    """Return the visible text of one node of a parsed article; comments have none."""
     match node:
         case Text():
             return str(node.value)
@@ -116,7 +116,7 @@ def _template_prose(template: Any) -> str:
 
 
 def _tidy(text: str) -> str:
-    """Drop what removed markup leaves behind: quotes, empty brackets, doubled spaces, blank lines."""
+    """Remove the remains of markup: quotes, empty brackets, double spaces, blank lines."""
     text = re.sub(r"''+(?='s\b)|''+|__[A-Z]+__", "", text)  # ''Iliad'''s keeps its apostrophe
     text = re.sub(r"[ \u00a0]+\((?:[\s,;:]|\bor\b)*\)", "", text)
     text = re.sub(r"\([\s,;:]+", "(", text)
@@ -126,7 +126,7 @@ def _tidy(text: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Drop spaces at line ends and all but one of several blank lines."""
+    """Remove spaces at line ends, and all but one of consecutive blank lines."""
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)).strip()
 
 
@@ -140,16 +140,16 @@ _GUTENBERG_CREDIT = re.compile(r"[^\n]*(?:Project Gutenberg|Produced by|\be-?(?:
 
 
 def gutenberg_document(name: str, raw: bytes) -> Document:
-    """Return one Project Gutenberg text without header, licence and footer; its first line is the title.
+    """Return a Project Gutenberg text without header, licence and footer; its first line is the title.
 
-    A text that was stripped before stays as it is.
+    A text without them is returned as it is.
 
     Args:
-        name: of the file, for messages.
-        raw: UTF-8, or Latin-1 as many older e-texts are.
+        name: the file's name, for messages.
+        raw: UTF-8, or Latin-1 like many older texts.
 
     Raises:
-        ValueError: no text is left, or it still names Project Gutenberg.
+        ValueError: no text is left, or it still mentions Project Gutenberg.
     """
     text = _decode_old(raw).replace("\r\n", "\n")
     start = max((mark.end() for mark in _GUTENBERG_HEAD.finditer(text)), default=0)
@@ -158,9 +158,9 @@ def gutenberg_document(name: str, raw: bytes) -> Document:
         del paragraphs[0]
     text = "\n\n".join(paragraphs)
     if not text:
-        raise ValueError(f"{name} holds no text besides the Project Gutenberg header; leave it out")
+        raise ValueError(f"{name} has no text after the Project Gutenberg header; leave it out")
     if left := re.search(r"^.*(?:Project Gutenberg|\betext\b).*", text, re.IGNORECASE | re.MULTILINE):
-        raise ValueError(f"{name} still says {left[0].strip()!r}; clean it by hand, use format 'text'")
+        raise ValueError(f"{name} still says {left[0].strip()!r}; remove that by hand and use format 'text'")
     return Document(title=text.partition("\n")[0].strip(), text=text)
 
 
@@ -172,7 +172,7 @@ def _decode_old(raw: bytes) -> str:
 
 
 def text_document(name: str, raw: bytes) -> Document:
-    """Return one UTF-8 file as one document, unchanged.
+    """Return a UTF-8 file as one document, unchanged.
 
     Raises:
         ValueError: it is blank or not UTF-8.
@@ -182,7 +182,7 @@ def text_document(name: str, raw: bytes) -> Document:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 ({error}); convert it first") from error
     if not text.strip():
-        raise ValueError(f"{name} holds no text; give a file with at least one word")
+        raise ValueError(f"{name} has no text; use a file with at least one word")
     return Document(title=Path(name).stem, text=text)
 
 
@@ -190,10 +190,10 @@ _ARTICLE = re.compile(r" = (?!= )(.+?)(?<! =) = ")
 
 
 def wikitext_documents(rows: Sequence[str]) -> list[Document]:
-    """Return the articles of WikiText, of which a data set holds one line a row.
+    """Return the articles of WikiText, given one line per row.
 
-    An article begins at a line `` = Title = `` that stands between blank lines; sections have more signs.
-    Lines are joined as they stood; what the corpus did to words (``<unk>``, ``@-@``) stays.
+    An article begins at a line `` = Title = `` between blank lines; headings of sections have more ``=``.
+    Lines are kept as they are, including the corpus' own word forms (``<unk>``, ``@-@``).
     """
     lines = ["", *(row.removesuffix("\n") for row in rows), ""]
     starts, titles = [], []

@@ -1,8 +1,8 @@
-"""Turn a GGUF file into a transformers folder, with the tokenizer that its metadata describes.
+"""Convert a GGUF file to a transformers folder, with the tokenizer that its metadata describes.
 
-transformers reads the weights of a GGUF file well but builds its own idea of the tokenizer: for a
-byte-level BPE in a Llama file (seen in 5.2.0) it loses the digit splitting, prepends a BOS nobody
-asked for and adds tokens beyond the vocabulary. So only the weights are left to it.
+transformers 5.2.0 reads the weights of a GGUF file correctly but not its tokenizer: for a byte-level BPE in a
+Llama file it loses the digit splitting, adds a BOS at the beginning and adds tokens beyond the vocabulary.
+Therefore it reads only the weights here.
 """
 
 import io
@@ -27,15 +27,15 @@ Metadata = dict[str, Any]
 def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
     """Write a float32 transformers folder: config, safetensors, tokenizer, chat template.
 
-    Quantised tensors are dequantised once, exactly as stored; nothing is written on failure.
+    Quantised tensors are dequantised exactly as stored. On failure nothing is written.
 
     Args:
         gguf_file: a model of an architecture that transformers can read from GGUF.
-        out_dir: the folder to make; an older one is replaced.
-        title: the model's true name, kept as `streamlm_title` in config.json.
+        out_dir: the folder to write; an older one is replaced.
+        title: the model's full name, written to config.json as `streamlm_title`.
 
     Raises:
-        ValueError: the file is missing or no GGUF, or its tokenizer is of an unsupported kind.
+        ValueError: the file is missing or not GGUF, or its tokenizer is not supported.
     """
     tokenizer = build_tokenizer(read_metadata(gguf_file))
     with atomic_path(out_dir) as folder:
@@ -44,10 +44,10 @@ def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
 
 
 def convert_model(source: Source, file: Path, out_dir: Path, title: str) -> None:
-    """Write the transformers folder of a model source whose weights are one GGUF file.
+    """Write the transformers folder of a model whose weights are one GGUF file.
 
     Args:
-        source: as in the config; of a package, `members` names the GGUF file in the archive.
+        source: as in the config; for a package, `members` names the GGUF file in the archive.
         file: the archive (kind `package`) or the GGUF file itself (kind `path`).
         out_dir: see `convert_gguf`.
         title: see `convert_gguf`.
@@ -66,7 +66,7 @@ def convert_model(source: Source, file: Path, out_dir: Path, title: str) -> None
 
 
 def read_metadata(gguf_file: Path) -> Metadata:
-    """Return every key of the file's header, tensors left unread."""
+    """Return every key of the file's header, without reading tensors."""
     try:
         fields = GGUFReader(gguf_file).fields
     except (OSError, ValueError, IndexError) as error:
@@ -80,7 +80,7 @@ def build_tokenizer(meta: Metadata) -> PreTrainedTokenizerFast:
     """Return the byte-level BPE tokenizer that GGUF metadata describes.
 
     Raises:
-        ValueError: the vocabulary is no byte-level BPE, or its pre-tokenizer is not a known one.
+        ValueError: the vocabulary is not a byte-level BPE, or its pre-tokenizer is unknown.
     """
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
@@ -104,7 +104,7 @@ def _byte_level() -> pre_tokenizers.PreTokenizer:
 
 
 def _digits_then_bytes() -> pre_tokenizers.PreTokenizer:
-    """Every digit is its own piece, as llama.cpp's "smollm" splits on ``\\p{N}``."""
+    """Split every digit off, like llama.cpp's "smollm", which splits on ``\\p{N}``."""
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
 
 
@@ -126,7 +126,7 @@ def _bpe(meta: Metadata, pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenize
 
 
 def _special_names(meta: Metadata) -> dict[str, str]:
-    """Return transformers' names of the special tokens that the metadata gives ids for."""
+    """Return the special tokens whose ids are in the metadata, by transformers' names."""
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     tokens = meta["tokenizer.ggml.tokens"]
@@ -134,7 +134,7 @@ def _special_names(meta: Metadata) -> dict[str, str]:
 
 
 def _convert_weights(gguf_file: Path, folder: Path, title: str) -> None:
-    with redirect_stderr(io.StringIO()):  # progress bars, some of which no transformers setting stops
+    with redirect_stderr(io.StringIO()):  # hides progress bars; no transformers setting stops all of them
         model = AutoModelForCausalLM.from_pretrained(
             gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, local_files_only=True
         )

@@ -1,12 +1,12 @@
-"""What a Hugging Face hub or a mirror of one holds, through the hub's own clients: its files, and its models.
+"""Fetch files and models from a Hugging Face hub, or a mirror of one, with the hub's own client.
 
-`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to those clients. What is
-fetched stays in their cache and is copied from there, so a run after a failure fetches only what is missing.
-No code from a hub runs: weights are safetensors or GGUF, texts are parquet.
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as documented for that client. Fetched files
+stay in its cache and are copied from there, so a run after a failure fetches only the missing ones. No code
+from a hub is ever run: weights are safetensors or GGUF, texts are parquet.
 
-huggingface_hub 1.33 asks six times for a file that meets 429 or 5xx (after as long as `Retry-After` says),
-but once, and without a time limit, for a listing; and it compares sizes, not hashes. Limit and hash are added
-here.
+huggingface_hub 1.33 requests a file up to six times after status 429 or 5xx (waiting as `Retry-After` says),
+but a listing only once, without a time limit; and it checks sizes, not hashes. A limit and hash checks are
+added here.
 """
 
 import hashlib
@@ -22,11 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import (
-    constants,
-    set_client_factory,
-    snapshot_download,
-)
+from huggingface_hub import constants, set_client_factory, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -43,13 +39,13 @@ _MODEL_FILES = [
 
 
 def parse_repo(name: str) -> dict[str, str] | None:
-    """Return `repo` and `revision` (or else ``main``) of ``org/name@revision``; None of any other text."""
+    """Return `repo` and `revision` (default ``main``) of ``org/name@revision``; None for other text."""
     found = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", name)
     return {"repo": found[1], "revision": found[2] or "main"} if found else None
 
 
-def find_model(name: Path) -> tuple[Path, str | None]:
-    """Return the folder of the model with this hub id, fetched, and its true name; other names as they are.
+def named_model(name: Path) -> tuple[Path, str | None]:
+    """Return folder and title of the model with this hub id; a name that is not an id is returned as it is.
 
     Raises:
         ValueError: see `model_snapshot`.
@@ -59,44 +55,44 @@ def find_model(name: Path) -> tuple[Path, str | None]:
     try:
         return model_snapshot(**found), str(name)
     except ValueError as error:
-        raise ValueError(f"there is no folder {name}, and of the hub: {error}") from error
+        raise ValueError(f"there is no folder {name}; as a name on the hub: {error}") from error
 
 
 def model_snapshot(repo: str, revision: str) -> Path:
-    """Return the cached folder with a model's config, tokenizer and safetensors, their hashes compared.
+    """Fetch config, tokenizer and safetensors of a model, check their hashes, and return the cached folder.
 
     Raises:
-        ValueError: in one line, what could not be had and what to do; or the model needs pickles or code.
+        ValueError: why it cannot be fetched and what to do, in one line; or the model needs pickles or code.
     """
     folder = snapshot(repo, revision, "model", _MODEL_FILES)
     names = {file.name for file in matching(folder, _MODEL_FILES)}
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
-            f"{repo} at {revision} has no model.safetensors, and weights in pickles (pytorch_model.bin) are "
-            "never loaded, since that runs what they hold; name a revision or repository with safetensors, "
-            "or a GGUF file"
+            f"{repo} at {revision} has no model.safetensors, and pickled weights (pytorch_model.bin) are "
+            "never loaded, since they can run code; use a revision or repository with safetensors, or a "
+            "GGUF file"
         )
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
-            raise ValueError(f"{repo} at {revision} has no {name}; name a repository of a whole model")
+            raise ValueError(f"{repo} at {revision} has no {name}; use a repository of a complete model")
     from transformers import CONFIG_MAPPING
 
     kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ValueError(
-            f"{repo} is a model of kind {kind!r}, which transformers does not know without the repository's "
-            "own code, and no code from a hub is run; name another model"
+            f"{repo} is a model of type {kind!r}, which transformers does not know without the repository's "
+            "own code, and no code from a hub is run; use another model"
         )
     return folder
 
 
 def fetch_model(source: Source, out_dir: Path, title: str) -> None:
-    """Write the transformers folder of a model on the hub, whole or not at all.
+    """Write the transformers folder of a model on the hub; on failure nothing is written.
 
     Args:
-        source: `repo` and `revision`; `gguf` names the weights where they are to be read from a GGUF file.
-        out_dir: the folder to make; an older one is replaced.
-        title: the model's true name, kept as `streamlm_title` in config.json.
+        source: `repo` and `revision`; `gguf`, if given, is the GGUF file to convert.
+        out_dir: the folder to write; an older one is replaced.
+        title: the model's full name, written to config.json as `streamlm_title`.
 
     Raises:
         ValueError: see `model_snapshot`.
@@ -118,7 +114,7 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
 
 
 def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) -> Path:
-    """Return the cached folder of a commit, which is its name, with the files that match, hashes compared."""
+    """Fetch the matching files, check their hashes, and return their cached folder, named for the commit."""
     with explained(repo, revision):
         folder = Path(
             snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns))
@@ -130,13 +126,13 @@ def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) 
 
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Return the files below a folder that match, in the order of the patterns, each once."""
+    """Return each matching file below a folder once, in the order of the patterns."""
     found = {file: None for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()}
     return list(found)
 
 
 def _check_hashes(files: Sequence[Path], repo: str) -> None:
-    """Delete and name cached files that are not what the hub announced; the next run fetches them anew."""
+    """Delete and report cached files whose hash differs from the hub's; the next run fetches them again."""
     wrong = [file for file in files if not _hash_fits(file.resolve())]
     for file in wrong:
         file.resolve().unlink(missing_ok=True)
@@ -145,7 +141,7 @@ def _check_hashes(files: Sequence[Path], repo: str) -> None:
         names = ", ".join(file.name for file in wrong)
         raise ValueError(
             f"{names} of {repo} came from {constants.ENDPOINT} with another hash than announced; deleted; "
-            f"try again, and if that does not help distrust this hub, {OTHERWISE}"
+            f"try again, and if it happens again do not trust this hub, {OTHERWISE}"
         )
 
 
@@ -153,19 +149,19 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
 
 
 def _check_parts(files: Sequence[Path], repo: str) -> None:
-    """Refuse a file in parts of which some are missing, as an older client can leave them in a cache."""
+    """Raise ValueError if parts of a split file are missing, which older clients can leave in a cache."""
     parts = Counter(found.groups() for file in files if (found := _PART.fullmatch(file.name)))
     for (stem, total, suffix), count in parts.items():
         if count != int(total):
             raise ValueError(
-                f"of {stem}{suffix} of {repo} the cache has {count} of {int(total)} parts; fetch it again "
+                f"the cache has {count} of {int(total)} parts of {stem}{suffix} of {repo}; fetch them "
                 f"with `hf download {repo}` where there is a network, {OTHERWISE}"
             )
 
 
 def _hash_fits(blob: Path) -> bool:
-    """Compare a cached file with its name, SHA-256 of a large one and git's SHA-1 of a small one."""
-    if blob.parent.name != "blobs":  # a file system without symbolic links: the name is lost
+    """Return whether a cached file fits its name: SHA-256 for large files, git's SHA-1 for small ones."""
+    if blob.parent.name != "blobs":  # no symbolic links on this file system: the hash is unknown
         return True
     match len(blob.name):
         case 64:
@@ -182,9 +178,9 @@ def _hash_fits(blob: Path) -> bool:
 
 @contextmanager
 def explained(repo: str, revision: str) -> Iterator[None]:
-    """Turn whatever the hub's clients raise into one line for the user."""
+    """Raise every error of the hub's clients as a ValueError of one line."""
     set_client_factory(_limited_client)
-    hub_logging.set_verbosity(logging.ERROR)  # not of its retries: what comes of them is said once
+    hub_logging.set_verbosity(logging.ERROR)  # no warnings for its retries: only the last error counts
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
@@ -200,7 +196,7 @@ def _limited_client() -> httpx.Client:
 
 
 def _limit_wait(request: httpx.Request) -> None:
-    """Give a request without a time limit that of a download: a silent hub must not hold a job for ever."""
+    """Give a request without a time limit that of a download, so that a silent hub cannot block a job."""
     limits: dict[str, Any] = request.extensions.get("timeout", {})
     if limits.get("read") is None:
         request.extensions["timeout"] = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()

@@ -1,4 +1,4 @@
-"""Texts from a Hugging Face hub or a mirror of one: parquet files, fetched or streamed, as documents."""
+"""Read documents from parquet files on a Hugging Face hub, or a mirror of one, fetched or streamed."""
 
 import logging
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ _CARD = "README.md"
 def named_documents(
     name: str, config: str | None, split: str, max_samples: int | None
 ) -> tuple[list[Document], str]:
-    """Return the documents of a hub id, and their true name.
+    """Return the documents of the data set with this hub id, and its full name.
 
-    They are read from the column `text`: no more than `max_samples` rows, or the lines of `WIKITEXT`.
+    They are the first `max_samples` rows of the column `text`; `WIKITEXT` is joined from all its lines.
 
     Raises:
-        ValueError: `name` is no hub id; and see `fetch_documents`.
+        ValueError: `name` is not a hub id; and see `fetch_documents`.
     """
     if (found := parse_repo(name)) is None:
-        raise ValueError(f"{name!r} is no data set on a hub; write org/name or org/name@revision")
+        raise ValueError(f"{name!r} is not a data set on a hub; write org/name or org/name@revision")
     lines = found["repo"].lower() == WIKITEXT.lower()
     documents, _ = fetch_documents(
         {
@@ -39,15 +39,15 @@ def named_documents(
 
 
 def fetch_documents(source: Source) -> tuple[list[Document], Source]:
-    """Return the documents of a text on the hub, and the source with the `commit` that it was read at.
+    """Return the documents of a text on the hub, and the source with the `commit` that was read.
 
     Args:
-        source: `repo`, `revision`, `config` (or None), `split`, `column`; `rows` is how many first rows are
-            streamed, of whose file no hash can be compared, and None fetches all; `format` is ``text``, a
-            document a row, or ``wikitext``, a line a row.
+        source: `repo`, `revision`, `config` (or None), `split`, `column`; `rows`, how many rows are streamed
+            from the beginning (no hash can be checked then), or None to fetch all; `format`: ``text``, one
+            document per row, or ``wikitext``, one line per row.
 
     Raises:
-        ValueError: in one line, what could not be had and what to do.
+        ValueError: why it cannot be fetched and what to do, in one line.
     """
     repo, column = source["repo"], source["column"]
     commit, paths = _split_files(source)
@@ -71,7 +71,7 @@ def fetch_documents(source: Source) -> tuple[list[Document], Source]:
 
 
 def _split_files(source: Source) -> tuple[str, list[str]]:
-    """Return the commit of a data set, and where the parquet files of a split can be read."""
+    """Return the commit of a data set, and the addresses of the parquet files of a split."""
     repo, revision = source["repo"], source["revision"]
     card = snapshot(repo, revision, "dataset", [_CARD]) / _CARD
     commit = card.parent.name
@@ -85,14 +85,14 @@ def _split_files(source: Source) -> tuple[str, list[str]]:
     if not paths:
         raise ValueError(
             f"{repo} at {revision} has no parquet for config {source['config']}, split {source['split']} "
-            f"(looked for {', '.join(patterns)}); scripts of data sets never run: name a mirror in parquet, "
-            "or the revision refs/convert/parquet"
+            f"(looked for {', '.join(patterns)}); scripts of data sets are never run: use a mirror in "
+            "parquet, or the revision refs/convert/parquet"
         )
     return commit, paths
 
 
 def _split_patterns(card: Path, repo: str, config: str | None, split: str) -> list[str]:
-    """Return the globs of a split's files: what the data set's card says, or else the usual places."""
+    """Return the globs of a split's files: those in the data set's card, or else the usual names."""
     entry = _card_config(card, repo, config)
     data_files = entry.get("data_files")
     if not data_files:
@@ -102,18 +102,20 @@ def _split_patterns(card: Path, repo: str, config: str | None, split: str) -> li
     if isinstance(data_files, list) and isinstance(data_files[0], dict):
         splits = {part["split"]: part["path"] for part in data_files}
     else:
-        splits = {"train": data_files}  # what no split is said of
+        splits = {"train": data_files}  # files without a named split
     if split not in splits:
         raise ValueError(f"{repo} has no split {split!r}; use one of {', '.join(splits)}")
     patterns = [splits[split]] if isinstance(splits[split], str) else list(splits[split])
     for pattern in patterns:
         if pattern.startswith("/") or ".." in pattern or "://" in pattern:
-            raise ValueError(f"{repo}: its card names {pattern}, outside of it; name another data set")
+            raise ValueError(
+                f"{repo}: its card names {pattern}, which is outside of it; use another data set"
+            )
     return patterns
 
 
 def _card_config(card: Path, repo: str, config: str | None) -> dict[str, Any]:
-    """Return the entry of a config in the data set's card; an empty one where the card has none at all."""
+    """Return the entry of a config in the data set's card; an empty one if the card has no configs."""
     with explained(repo, card.parent.name):
         listed = (DatasetCard.load(card).data.to_dict().get("configs") if card.is_file() else None) or []
         configs: dict[str | None, dict[str, Any]] = {entry["config_name"]: entry for entry in listed}
@@ -129,22 +131,22 @@ def _card_config(card: Path, repo: str, config: str | None) -> dict[str, Any]:
 
 
 def _remote_files(repo: str, commit: str, patterns: Sequence[str]) -> list[str]:
-    """Return addresses of files on the hub that `datasets` reads in parts."""
+    """Return the addresses of files on the hub, which `datasets` reads piece by piece."""
     root, hub = f"datasets/{repo}@{commit}", HfFileSystem()
     found = {path: None for pattern in patterns for path in sorted(hub.glob(f"{root}/{pattern}"))}
     return [f"hf://{path}" for path in found]
 
 
 def _open_parquet(paths: list[str], *, in_parts: bool) -> Any:
-    """Return the rows of parquet files; in parts, no more of a file is read than the rows asked for need."""
+    """Return the rows of parquet files; if `in_parts`, only the pieces that are needed are read."""
     import datasets
 
-    # huggingface_hub has tried six times before `datasets` would begin its own twenty, five seconds apart.
+    # huggingface_hub has already tried six times; `datasets` would try twenty times more, every five seconds.
     for name in ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"):
         setattr(datasets.config, name, 1)
     for name in ("READ", "READ_SERVER_UNAVAILABLE", "READ_RATE_LIMIT", "OPEN"):
         setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0)
     datasets.logging.set_verbosity(logging.CRITICAL)
     rows = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
-    # Else a thread of pyarrow reads the next part of the file ahead, and at the process's end it crashes.
+    # Otherwise a thread of pyarrow reads ahead, and crashes when the process ends.
     return rows.reshard() if in_parts else rows

@@ -1,7 +1,7 @@
-# From a pinned archive, a hub, or the user's own file, to a model folder and one stream of token ids per corpus.
+# Make a model folder, and one stream of token ids per corpus, from a pinned archive, a hub or the user's own file.
 
 
-# On a cluster these run where snakemake runs, which reaches the network.
+# On a cluster these run where snakemake runs, because they need the network.
 localrules:
     fetch_archive,
     fetch_model,

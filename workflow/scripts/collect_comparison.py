@@ -1,10 +1,10 @@
 import sys
 from pathlib import Path
 
-from streamlm.summaries.presses import collect_comparison
 from streamlm.records.files import write_jsons
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import read_run
+from streamlm.summaries.presses import collect_comparison
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

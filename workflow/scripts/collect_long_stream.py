@@ -1,9 +1,9 @@
 import sys
 from pathlib import Path
 
-from streamlm.summaries.long_stream import collect_long_stream
 from streamlm.records.files import write_json
 from streamlm.stats import BootstrapConfig
+from streamlm.summaries.long_stream import collect_long_stream
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.measure.checkpoint import discard_checkpoint
 from streamlm.config import Compute, StreamConfig, find_method
+from streamlm.measure.checkpoint import discard_checkpoint
 from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig

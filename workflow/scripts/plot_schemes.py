@@ -1,9 +1,9 @@
 import sys
 from pathlib import Path
 
+from streamlm.figures.schemes import plot_schemes
 from streamlm.figures.style import save_figures
 from streamlm.records.files import read_record
-from streamlm.figures.schemes import plot_schemes
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.sources.corpus import read_sample, tokenise_documents
 from streamlm.records.files import write_array
+from streamlm.sources.corpus import read_sample, tokenise_documents
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.summaries.latency import latency_summary
 from streamlm.records.files import read_record, write_text
+from streamlm.summaries.latency import latency_summary
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

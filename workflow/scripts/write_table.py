@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-from streamlm.records.files import read_record
 from streamlm.figures.table_files import write_table
+from streamlm.records.files import read_record
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
