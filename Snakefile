@@ -11,6 +11,7 @@ from snakemake.logging import logger
 from streamlm.experiment import plan, preflight
 from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.experiment.faults import check_syntax
+from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
 from streamlm.provenance import code_fingerprint
 
 try:

@@ -26,11 +26,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.utils.logging import disable_progress_bar
 
+from streamlm.cache.models import load_model, model_title, read_model
+from streamlm.cache.rope import Rotary, rotation
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.device import use_threads
-from streamlm.cache.models import load_model, model_title, read_model
 from streamlm.provenance import processor_name
-from streamlm.cache.rope import Rotary, rotation
 from streamlm.stats import trend
 
 N_SINK = 4

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
-from streamlm.measure.device import use_threads
-from streamlm.config import StreamConfig
 from streamlm.cache.models import load_model
-from streamlm.provenance import processor_name
+from streamlm.config import StreamConfig
+from streamlm.measure.device import use_threads
 from streamlm.measure.scoring import score_stream
+from streamlm.provenance import processor_name
 from streamlm.stats import BootstrapConfig, block_bootstrap
 
 CFG = StreamConfig(n_sink=4, window_size=508)

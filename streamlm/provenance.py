@@ -15,17 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("streamlm", "torch", "transformers", "tokenizers", "numpy")
 
 
-def code_fingerprint(script: Path | str) -> list[str]:
-    """Return "file hash" for a script and every project module it imports, directly or not.
+def code_fingerprint(*scripts: Path | str) -> list[str]:
+    """Return "file hash" for scripts and every project module they import, directly or not.
 
     Imports are followed in the source, also those inside functions. The hash is that of the syntax tree
     without docstrings, so a comment, a docstring or a reformatting changes nothing.
 
     Args:
-        script: a Python file; modules of the package `streamlm` beside this file are followed.
+        scripts: Python files; modules of the package `streamlm` beside this file are followed.
     """
     found: dict[Path, str] = {}
-    pending = [Path(script).resolve()]
+    pending = [Path(script).resolve() for script in scripts]
     while pending:
         file = pending.pop()
         if file not in found:

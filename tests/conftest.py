@@ -19,6 +19,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 settings.register_profile("streamlm", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("streamlm")
 
+from streamlm.config import Compute, StreamConfig, find_method
+from streamlm.measure.perplexity import measure_perplexity
+
 VOCAB = 61
 
 
@@ -168,3 +171,13 @@ def hub(pythia):
         books = {"data/test-00000-of-00001-29a571947c0b5ccc.parquet": parquet(text=BOOKS, url=["a", "b"])}
         hub.add("datasets", PG19["repo"], {"README.md": b"# PG19", **books}, PG19["revision"])
         yield hub
+
+
+def score_by_name(*, method, n_sink, window_size, dtype="float32", device="cpu", torch_threads=1, **options):
+    """Score a stream with everything given by name, as a config does: return record and losses."""
+    return measure_perplexity(
+        method=find_method(method),
+        cfg=StreamConfig(n_sink=n_sink, window_size=window_size),
+        compute=Compute(dtype=dtype, device=device, torch_threads=torch_threads),
+        **options,
+    )

@@ -17,7 +17,7 @@ import torch
 from conftest import tiny_llama, use_float64_angles
 from tiny_model import CHATML, byte_tokenizer, chat_tokenizer, write_tiny_model
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.commands.session import caught_interrupt, split_rows
 from streamlm.generate.chat import ChatTemplate, Conversation

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, tiny_llama
+from conftest import VOCAB, score_by_name, tiny_llama
 from drawn import (
     assert_printable,
     assert_tabled,
@@ -44,7 +44,6 @@ from streamlm.figures.style import (
     save_figures,
 )
 from streamlm.figures.tables import scheme_rows
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import (
@@ -73,7 +72,7 @@ def measure(tmp_path_factory):
         path = folder / text / f"{method}_{n_sink}_{window_size}.json"
         if not path.exists():
             ids = np.random.default_rng(TEXTS.index(text)).integers(VOCAB, size=300)
-            record, losses = measure_perplexity(
+            record, losses = score_by_name(
                 model_dir=folder / "model", ids=ids, dataset=text, method=method, n_sink=n_sink,
                 window_size=window_size, positions=8, device="cpu", torch_threads=1, bootstrap=BOOTSTRAP,
                 title="SmolLM2-135M-Instruct, Q4_1 dequantised",

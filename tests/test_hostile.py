@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command import ENVIRONMENT, command
-from conftest import make_zip, tiny_llama
+from conftest import make_zip, score_by_name, tiny_llama
 from safetensors.torch import load_file, save_file
 from small_run import RESULTS, TARGETS, contents, run
 from test_archives import pinned, wheel  # noqa: F401, a fixture
@@ -25,7 +25,6 @@ from streamlm.cache.models import read_model
 from streamlm.experiment.preflight import file_marks
 from streamlm.figures.style import save_figure
 from streamlm.measure.checkpoint import Checkpoint
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.sources.archives import fetch_archive
 from streamlm.sources.corpus import extract_documents
@@ -37,7 +36,7 @@ SCORE = {"dataset": "x", "method": "dense", "n_sink": 0, "window_size": 9, "devi
 
 
 def score(folder, **changes):
-    return measure_perplexity(
+    return score_by_name(
         **SCORE | {"ids": IDS, "model_dir": folder, "bootstrap": BootstrapConfig()} | changes
     )
 

@@ -10,9 +10,10 @@ from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
 from tiny_model import write_tiny_model
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.figures.latency import plot_decoding_latency
+from streamlm.config import METHODS, Compute, StreamConfig
+from streamlm.figures.decoding_latency import plot_decoding_latency
 from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
 from streamlm.measure.latency import LatencyConfig, describe_times, measure_latency, measure_long_run
 from streamlm.measure.memory import held_bytes, measure_rise
@@ -29,8 +30,9 @@ from streamlm.summaries.latency import (
 )
 
 IDS = np.random.default_rng(0).integers(0, VOCAB, 100)
+COMPUTE = Compute(device="cpu", torch_threads=1)
 AMOUNTS = LatencyConfig(warmup_tokens=1, timed_tokens=3, recompute_tokens=2, runs=4)
-SIDES = [("dense", 0), ("window", 0), ("recompute", 0), ("streaming", 2), ("streaming", 4)]
+CASES = [("dense", 0), ("window", 0), ("recompute", 0), ("streaming", 2), ("streaming", 4)]
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def options(folder):
-    return {"model_dir": folder, "ids": IDS, "dataset": "random ids", "device": "cpu", "torch_threads": 1}
+    return {"model_dir": folder, "ids": IDS, "dataset": "random ids", "compute": COMPUTE}
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +50,13 @@ def measured(options):
     return [
         record
         for capacity in (16, 32)
-        for record in measure_latency(**options, capacity=capacity, sides=SIDES, latency=AMOUNTS)
+        for record in measure_latency(**options, capacity=capacity, cases=CASES, latency=AMOUNTS)
     ]
 
 
 @pytest.fixture(scope="session")
 def long_run(options):
-    return measure_long_run(**options, capacity=16, n_sink=2, tokens=120)
+    return measure_long_run(**options, cfg=StreamConfig(n_sink=2, window_size=14), tokens=120)
 
 
 @pytest.fixture
@@ -66,7 +68,9 @@ def records(measured):
 def decoded(method, n_sink, steps=20, capacity=16):
     """Return the tokens that a decoder reads, and the decoder."""
     with prepare(tiny_llama()) as prepared:
-        decoder = make_decoder(method, n_sink, tiny_llama(), prepared, torch.from_numpy(IDS[None, :capacity]))
+        decoder = make_decoder(
+            METHODS[method], n_sink, tiny_llama(), prepared, torch.from_numpy(IDS[None, :capacity])
+        )
         tokens = []
         for _ in range(steps):
             time_steps(decoder, 1)
@@ -118,16 +122,16 @@ def test_time_in_the_cache_is_a_part_of_the_step():
     prompt = torch.from_numpy(IDS[None, :16])
     with torch.inference_mode(), prepare(tiny_llama()) as prepared:
         for method in ("dense", "window"):
-            decoder = make_decoder(method, 0, tiny_llama(), prepared, prompt)
+            decoder = make_decoder(METHODS[method], 0, tiny_llama(), prepared, prompt)
             spent = measure_cache(decoder)
             assert 0 < spent < np.median(time_steps(decoder, 5))
-            assert not {"begin", "update"} & set(vars(decoder.cache))  # undone
-        assert measure_cache(make_decoder("recompute", 0, tiny_llama(), prepared, prompt)) is None
+            assert not {"_begin_pass", "update"} & set(vars(decoder.cache))  # undone
+        assert measure_cache(make_decoder(METHODS["recompute"], 0, tiny_llama(), prepared, prompt)) is None
 
 
 def test_record_holds_what_was_timed(measured):
     assert [(r["method"], r["capacity"], r["n_sink"]) for r in measured] == [
-        (method, capacity, n_sink) for capacity in (16, 32) for method, n_sink in SIDES
+        (method, capacity, n_sink) for capacity in (16, 32) for method, n_sink in CASES
     ]
     for record in measured:
         assert len(record["step_ms"]["runs"]) == AMOUNTS.runs
@@ -165,14 +169,14 @@ def test_long_run_keeps_every_token_in_some_part(long_run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sides": [("steaming", 0)]}, "unknown method 'steaming'; known are dense, window, recompute"),
+        ({"cases": [("steaming", 0)]}, "unknown method 'steaming'; known are dense, window, recompute"),
         ({"capacity": 500}, "100 tokens do not fill a cache of 500; take a longer text"),
-        ({"sides": [("streaming", 16)]}, "window_size must be >= 1, got 0"),
+        ({"cases": [("streaming", 16)]}, "window_size must be >= 1, got 0"),
         ({"ids": np.full(100, 5000)}, "token id 5000 is outside the vocabulary"),
     ],
 )
 def test_mistake_is_one_line(options, changes, message):
-    arguments = options | {"capacity": 16, "sides": SIDES, "latency": AMOUNTS} | changes
+    arguments = options | {"capacity": 16, "cases": CASES, "latency": AMOUNTS} | changes
     with pytest.raises(ValueError, match=message):
         measure_latency(**arguments)
     with pytest.raises(ValueError, match="runs must be >= 2, got 1"):
@@ -255,7 +259,7 @@ def timed(records):
 
 def test_latency_figure_shows_the_records_numbers(timed, long_run):
     records = timed
-    figure = plot_decoding_latency(records, long_run)
+    figure = plot_decoding_latency([*records, long_run])
     written = assert_uncluttered(figure)
     times, ratios, memory, along = figure.axes
     drawn = [container.lines[0].get_ydata(orig=False) for container in times.containers]
@@ -280,7 +284,7 @@ def test_latency_figure_shows_the_records_numbers(timed, long_run):
 
 
 def test_every_number_drawn_is_tabled_and_readable(timed, long_run, tmp_path):
-    figure = plot_decoding_latency(timed, long_run)
+    figure = plot_decoding_latency([*timed, long_run])
     assert_printable(figure)
     assert_tabled(figure, "decoding_latency", [*timed, long_run], tmp_path)
 
@@ -288,10 +292,10 @@ def test_every_number_drawn_is_tabled_and_readable(timed, long_run, tmp_path):
 def test_latency_figure_lives_without_a_measure_of_memory(timed, long_run):
     for record in timed:
         record["step_peak_bytes"] = None
-    assert_uncluttered(plot_decoding_latency(timed, long_run))
+    assert_uncluttered(plot_decoding_latency([*timed, long_run]))
 
 
 def test_latency_figure_refuses_a_record_of_another_machine(records, long_run):
     records[1]["environment"] = records[1]["environment"] | {"processor": "another"}
     with pytest.raises(ValueError, match="processor differs"):
-        plot_decoding_latency(records, long_run)
+        plot_decoding_latency([*records, long_run])

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import VOCAB, tiny_llama
+from conftest import VOCAB, score_by_name, tiny_llama
 from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
 from test_figures import BOOTSTRAP
 
 from streamlm.figures.main import plot_long_stream
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.stats import BootstrapConfig, describe_losses
 from streamlm.summaries.long_stream import PART, collect_long_stream, running_interval
@@ -31,7 +30,7 @@ def long_runs(tmp_path_factory):
     for seed, text in enumerate(TEXTS):
         ids = np.random.default_rng(seed).integers(VOCAB, size=5000)
         for method, n_sink, window_size, n_tokens in SIZES:
-            record, losses = measure_perplexity(
+            record, losses = score_by_name(
                 model_dir=folder / "model", ids=ids[:n_tokens], dataset=text, method=method, n_sink=n_sink,
                 window_size=window_size, device="cpu", torch_threads=1, bootstrap=BOOTSTRAP,
                 title="SmolLM2-135M-Instruct, Q4_1 dequantised",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import score_by_name
 
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.stats import BootstrapConfig, paired_increase
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ def test_dense_is_at_most_streaming_and_far_below_window_only(corpus):
     ids = np.load(DATA / "tokens" / MODEL.name / f"{corpus}.npy")[:2048]
     bootstrap = BootstrapConfig()
     losses = {
-        method: measure_perplexity(
+        method: score_by_name(
             model_dir=MODEL, ids=ids, dataset=corpus, method=method, n_sink=4, window_size=256,
             bootstrap=bootstrap,
         )[1][260:]

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB, tiny_llama
+from conftest import VOCAB, score_by_name, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,10 +17,10 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from streamlm.cache.models import load_model, prepare
+from streamlm.cache.models import load_model
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, StreamConfig
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.measure.scoring import score_stream
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def measure(folder, **changes):
     options = {"ids": IDS, "method": "streaming", "n_sink": 4, "window_size": 28, "device": "cpu"}
-    return measure_perplexity(
+    return score_by_name(
         model_dir=folder, dataset="random ids", bootstrap=BOOTSTRAP, torch_threads=1, **options | changes
     )
 
@@ -57,8 +57,8 @@ def stored(folder, runs_dir, name, **options):
     return runs_dir / f"{name}.json"
 
 
-def test_narrow_window_costs_little_and_saves_memory(folder):
-    (plain, exact), (record, losses) = measure(folder), measure(folder, storage="int8")
+def test_quantised_window_costs_little_and_saves_memory(folder):
+    (plain, exact), (record, losses) = measure(folder), measure(folder, kv_dtype="int8")
     assert (plain["storage"], record["storage"]) == ("float32", "int8")
     assert record["streaming"]["kv_bytes"] < 0.6 * plain["streaming"]["kv_bytes"]
     assert 0 < np.abs(losses - exact).mean() < 0.1

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VOCAB, tiny_llama, use_float64_angles
+from conftest import VOCAB, score_by_name, tiny_llama, use_float64_angles
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.config import StreamConfig
 from streamlm.experiment.rescore import CONFIRMED, REFUTED, UNCHECKED, far_stretch, passed, verify_results
-from streamlm.measure.perplexity import measure_perplexity
 from streamlm.measure.scoring import score_stream
 from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
@@ -39,7 +38,7 @@ def made(tmp_path_factory):
     write_array(place / "tokens" / "tiny" / "notes.npy", IDS)
     runs = place / "results" / "runs" / "notes"
     for method, label in METHODS.items():
-        record, losses = measure_perplexity(
+        record, losses = score_by_name(
             model_dir=place / "model", ids=IDS[:1000], dataset="Notes", method=method, n_sink=4,
             window_size=28, positions=5, device="cpu", bootstrap=BOOTSTRAP,
         )  # fmt: skip
@@ -118,7 +117,7 @@ def test_changed_window_of_recompute_is_refuted(made, results):
 
 
 def test_losses_of_a_coarse_type_may_differ_singly_but_not_in_the_mean(made, results):
-    record, losses = measure_perplexity(
+    record, losses = score_by_name(
         model_dir=made / "model", ids=IDS[:1000], dataset="Notes", method="streaming", n_sink=4,
         window_size=28, dtype="bfloat16", device="cpu", bootstrap=BOOTSTRAP,
     )  # fmt: skip

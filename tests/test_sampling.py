@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_model import byte_tokenizer
 from torch.testing import assert_close
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.generate.sampling import Sampler, Sampling, TextStream, Writing, stop_ids, write_on
 

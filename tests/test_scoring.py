@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference import recomputed_losses
 from torch.testing import assert_close
 
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 from streamlm.measure.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ class Stop(Exception):
     pass
 
 
-def stop_behind(n_tokens):
+def stop_after(n_tokens):
     def check(losses):
         if len(losses) >= n_tokens:
             raise Stop
@@ -58,7 +58,7 @@ def stop_behind(n_tokens):
     return check
 
 
-def run(model, path, *, identity=None, storage=None, on_progress=None):
+def run(model, path, *, identity=None, kv_dtype=None, on_progress=None):
     state = Checkpoint(path, identity or {"of": "this"}, every=32)
     cfg = StreamConfig(n_sink=2, window_size=9)
     losses, _ = score_stream(
@@ -67,24 +67,27 @@ def run(model, path, *, identity=None, storage=None, on_progress=None):
         cfg,
         chunk=16,
         position_limit=40,
-        storage=storage,
+        kv_dtype=kv_dtype,
         checkpoint=state,
         on_progress=on_progress,
     )
     return losses, state
 
 
-@pytest.mark.parametrize("storage", [None, torch.int8])
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("stop", [16, 48, 112, 192])
-def test_stopped_run_goes_on_to_the_same_losses(tmp_path, storage, stop):
+def test_stopped_run_goes_on_to_the_same_losses(tmp_path, kv_dtype, stop):
     """Bit for bit, over a rebase of the ring."""
     with prepare(tiny_llama()) as model:
-        whole, _ = run(model, tmp_path / "undisturbed", storage=storage)
+        whole, _ = run(model, tmp_path / "undisturbed", kv_dtype=kv_dtype)
         with pytest.raises(Stop):
-            run(model, tmp_path / "state", storage=storage, on_progress=stop_behind(stop))
+            run(model, tmp_path / "state", kv_dtype=kv_dtype, on_progress=stop_after(stop))
         lengths = []
         resumed, state = run(
-            model, tmp_path / "state", storage=storage, on_progress=lambda losses: lengths.append(len(losses))
+            model,
+            tmp_path / "state",
+            kv_dtype=kv_dtype,
+            on_progress=lambda losses: lengths.append(len(losses)),
         )
     assert state.restored == stop // 32 * 32
     assert lengths[0] == min(state.restored + 16, 199)
@@ -125,7 +128,7 @@ def test_state_of_a_padded_batch_goes_on_in_another_cache():
     [
         ({"n_sink": 2, "window_size": 10}, "layer 0 does not fit this SinkCache in its keys"),
         ({"n_sink": 3, "window_size": 8}, "layer 0 does not fit this SinkCache in its sinks"),
-        ({"n_sink": 2, "window_size": 9, "storage": torch.int8}, "layer 0 does not fit"),
+        ({"n_sink": 2, "window_size": 9, "kv_dtype": torch.int8}, "layer 0 does not fit"),
     ],
 )
 @torch.inference_mode()

@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape
 import torch
 
 from streamlm.cache.attention import streaming_mask
-from streamlm.config import StreamConfig
 from streamlm.cache.plan import slot_of
+from streamlm.config import StreamConfig
 
 CELL = 28
 SINK, WINDOW, NEW, HIDDEN = "#3b4a6b", "#b7c6e0", "#e8b45a", "#f4f4f4"  # dark to light in grey as well

@@ -9,24 +9,21 @@ COMPARED = plan.plan_comparison(config)
 GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measuring job asks for
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
-# Every figure, in the order in which a report shows them.
-FIGURES = {
-    "schemes": "01. Four schemes",
-    "main_comparison": "02. Main comparison",
-    "results_summary": "03. Main comparison in numbers",
-    "ablation_window_size": "04. Window size",
-    "ablation_n_sink": "05. Number of sinks",
-    "long_stream": "06. Long stream",
-    "decoding_latency": "07. Cost of a decoded token",
-    "implementation_comparison": "08. Beside kvpress: decoding",
-    "press_sweep": "09. Beside kvpress: budgets",
-    "comparison_metrics_table": "10. Beside kvpress in numbers",
-}
+def code_of(*files):
+    """Return the fingerprint of files and of all project code they import: a rule with it reruns when they change."""
+    return code_fingerprint(*(f"{workflow.basedir}/{file}" for file in files))
 
 
-def code_of(script):
-    """Return the fingerprint of a script and of all project code it imports: a rule with it reruns when they change."""
-    return code_fingerprint(f"{workflow.basedir}/workflow/{script}")
+def records_of(wildcards):
+    """Return the records that a figure takes, in its order."""
+    records = find_figure(wildcards.figure).records
+    paths = [f"{RESULTS}/{records.pattern.format(corpus=corpus)}" for corpus in CORPORA]
+    return [*(LATENCIES if records.before else []), *dict.fromkeys(paths)]
+
+
+def label_of(wildcards):
+    """Return the name of a figure in the contents of the report."""
+    return f"{FIGURES.index(wildcards.figure) + 1:02}. {find_figure(wildcards.figure).short_title}"
 
 
 # Decoding is timed on the first text.

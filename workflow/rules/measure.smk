@@ -25,7 +25,7 @@ rule measure_perplexity:
         run=lookup(dpath="{label}", within=RUNS),
         checkpoint=f"{RESULTS}/checkpoints/{{corpus}}/{{label}}.safetensors",
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/measure_perplexity.py"),
+        code=code_of("workflow/scripts/measure_perplexity.py"),
     script:
         "../scripts/measure_perplexity.py"
 
@@ -54,7 +54,7 @@ rule measure_latency:
         cases=plan.latency_cases(config),
         latency=plan.latency_settings(config),
         compute=config["compute"],
-        code=code_of("scripts/measure_latency.py"),
+        code=code_of("workflow/scripts/measure_latency.py"),
     script:
         "../scripts/measure_latency.py"
 
@@ -82,7 +82,7 @@ rule measure_long_run:
         cfg=plan.long_run_geometry(config),
         tokens=config["decoding_latency"]["long_run"]["tokens"],
         compute=config["compute"],
-        code=code_of("scripts/measure_long_run.py"),
+        code=code_of("workflow/scripts/measure_long_run.py"),
     script:
         "../scripts/measure_long_run.py"
 
@@ -113,7 +113,7 @@ rule measure_compression:
         contexts=plan.compared_contexts(config),
         compute=config["compute"],
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/measure_compression.py"),
+        code=code_of("workflow/scripts/measure_compression.py"),
     script:
         "../scripts/measure_compression.py"
 
@@ -143,6 +143,6 @@ rule measure_decoding:
         decode=plan.compared_decoding(config),
         compute=config["compute"],
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/measure_decoding.py"),
+        code=code_of("workflow/scripts/measure_decoding.py"),
     script:
         "../scripts/measure_decoding.py"

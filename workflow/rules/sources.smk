@@ -21,7 +21,7 @@ rule fetch_archive:
         requirement=lookup(dpath="{kind}/{name}/source/requirement", within=config),
         sha256=lookup(dpath="{kind}/{name}/source/sha256", within=config),
         pip_args=lookup(dpath="{kind}/{name}/source/pip_args", within=config),
-        code=code_of("scripts/fetch_archive.py"),
+        code=code_of("workflow/scripts/fetch_archive.py"),
     script:
         "../scripts/fetch_archive.py"
 
@@ -41,7 +41,7 @@ rule convert_model:
         title=lookup(dpath="models/{model}/title", within=config),
         source=lookup(dpath="models/{model}/source", within=config),
         files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
-        code=code_of("scripts/convert_model.py"),
+        code=code_of("workflow/scripts/convert_model.py"),
     script:
         "../scripts/convert_model.py"
 
@@ -58,7 +58,7 @@ rule fetch_model:
     params:
         title=lookup(dpath="models/{model}/title", within=config),
         source=lookup(dpath="models/{model}/source", within=config),
-        code=code_of("scripts/fetch_model.py"),
+        code=code_of("workflow/scripts/fetch_model.py"),
     script:
         "../scripts/fetch_model.py"
 
@@ -78,7 +78,7 @@ rule extract_sample:
         title=lookup(dpath="corpora/{corpus}/title", within=config),
         source=lookup(dpath="corpora/{corpus}/source", within=config),
         files=lambda wildcards: preflight.file_marks(config, "corpora", wildcards.corpus),
-        code=code_of("scripts/extract_sample.py"),
+        code=code_of("workflow/scripts/extract_sample.py"),
     script:
         "../scripts/extract_sample.py"
 
@@ -95,7 +95,7 @@ rule fetch_sample:
     params:
         title=lookup(dpath="corpora/{corpus}/title", within=config),
         source=lookup(dpath="corpora/{corpus}/source", within=config),
-        code=code_of("scripts/fetch_sample.py"),
+        code=code_of("workflow/scripts/fetch_sample.py"),
     script:
         "../scripts/fetch_sample.py"
 
@@ -115,6 +115,6 @@ rule tokenise_corpus:
         add_bos=lookup(dpath="corpora/{corpus}/add_bos", within=config),
         max_samples=lookup(dpath="corpora/{corpus}/max_samples", within=config),
         files=lambda wildcards: preflight.file_marks(config, "models", wildcards.model),
-        code=code_of("scripts/tokenise_corpus.py"),
+        code=code_of("workflow/scripts/tokenise_corpus.py"),
     script:
         "../scripts/tokenise_corpus.py"

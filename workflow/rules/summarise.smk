@@ -24,7 +24,7 @@ rule collect_result:
         "../../envs/streamlm.yaml"
     params:
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/collect_result.py"),
+        code=code_of("workflow/scripts/collect_result.py"),
     script:
         "../scripts/collect_result.py"
 
@@ -42,7 +42,7 @@ rule collect_ablation_window_size:
     params:
         kind="window_size",
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/collect_ablation.py"),
+        code=code_of("workflow/scripts/collect_ablation.py"),
     script:
         "../scripts/collect_ablation.py"
 
@@ -60,7 +60,7 @@ rule collect_ablation_n_sink:
     params:
         kind="n_sink",
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/collect_ablation.py"),
+        code=code_of("workflow/scripts/collect_ablation.py"),
     script:
         "../scripts/collect_ablation.py"
 
@@ -76,7 +76,7 @@ rule write_summary:
     conda:
         "../../envs/streamlm.yaml"
     params:
-        code=code_of("scripts/write_summary.py"),
+        code=code_of("workflow/scripts/write_summary.py"),
     script:
         "../scripts/write_summary.py"
 
@@ -96,7 +96,7 @@ rule collect_long_stream:
         "../../envs/streamlm.yaml"
     params:
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/collect_long_stream.py"),
+        code=code_of("workflow/scripts/collect_long_stream.py"),
     script:
         "../scripts/collect_long_stream.py"
 
@@ -112,7 +112,7 @@ rule write_latency_summary:
     conda:
         "../../envs/streamlm.yaml"
     params:
-        code=code_of("scripts/write_latency_summary.py"),
+        code=code_of("workflow/scripts/write_latency_summary.py"),
     script:
         "../scripts/write_latency_summary.py"
 
@@ -134,6 +134,6 @@ rule collect_comparison:
         dataset=lookup(dpath="corpora/{corpus}/title", within=config),
         capacity=config["comparison"]["capacity"],
         bootstrap=config["bootstrap"],
-        code=code_of("scripts/collect_comparison.py"),
+        code=code_of("workflow/scripts/collect_comparison.py"),
     script:
         "../scripts/collect_comparison.py"
