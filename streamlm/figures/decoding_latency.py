@@ -57,7 +57,7 @@ def plot_decoding_latency(records: Sequence[Record]) -> Picture:
         axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
         axes.xaxis.set(major_locator=FixedLocator(sizes), major_formatter=StrMethodFormatter("{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("tokens held (dense: tokens in the context)")
+        axes.set_xlabel("tokens kept (dense: tokens in the context)")
     handles: list[Artist] = [
         Line2D([], [], **method_look(METHODS[name]), label=_label(name, lines[name])) for name in lines
     ]
@@ -76,7 +76,8 @@ def lines_of(records: Sequence[Record]) -> dict[str, list[Record]]:
     sizes = sorted({record["capacity"] for record in records})
     lines = {
         method: sorted((r for r in records if r["method"] == method), key=lambda r: r["capacity"])
-        for method in dict.fromkeys(record["method"] for record in records)
+        for method in METHODS
+        if any(record["method"] == method for record in records)
     }
     streaming = [record for size in sizes if (record := streaming_of(records, size)) is not None]
     return {**lines, "streaming": streaming}
@@ -139,7 +140,7 @@ def _plot_long_run(axes: Axes, record: Record) -> None:
         axes.plot(record["tokens_seen"], times[key], **look, label=label)
     axes.set_ylim(0, 1.45 * max(*times["parts"], *times["young_parts"]))
     axes.set(
-        title=f"One run of {record['decoded']['timed_tokens']:,} tokens, {record['capacity']:,} held",
+        title=f"One run of {record['decoded']['timed_tokens']:,} tokens, {record['capacity']:,} kept",
         xlabel="tokens seen",
         ylabel="ms per token",
     )

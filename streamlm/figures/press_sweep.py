@@ -66,7 +66,7 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Picture:
     notes = [
         describe_setting(first),
         f"{contexts['contexts']} x {contexts['context_tokens']:,} tokens of each text, cut once; the next "
-        f"{contexts['scored_tokens']:,} are scored. Streamlm holds the budget throughout, all others grow by "
+        f"{contexts['scored_tokens']:,} are scored. streamlm stays within the budget, all others grow by "
         "what is scored",
         f"shaded interval: {100 * first['confidence']:g} % moving-block bootstrap, within this text, "
         f"of dense (grey) and {STREAMLM} (blue)",
