@@ -30,6 +30,7 @@ test: env
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports --no-cache --no-logo
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 	pytest -m "not slow"
