@@ -16,11 +16,11 @@ import torch
 from hypothesis import settings
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
-settings.register_profile("streamlm", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("streamlm")
-
 from streamlm.config import Compute, StreamConfig, find_method
 from streamlm.measure.perplexity import measure_perplexity
+
+settings.register_profile("streamlm", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("streamlm")
 
 VOCAB = 61
 

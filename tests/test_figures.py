@@ -2,6 +2,7 @@ import copy
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import VOCAB, score_by_name, tiny_llama
 from drawn import (
     assert_printable,
@@ -25,38 +27,30 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from streamlm.cache.attention import streaming_mask
-from streamlm.config import StreamConfig
-from streamlm.figures.main import (
-    plot_ablation_n_sink,
-    plot_ablation_window_size,
-    plot_main_comparison,
-    plot_results_summary,
-)
-from streamlm.figures.schemes import N_SINK, SKETCH, WINDOW, plot_schemes, sketch_of
+from streamlm.config import METHODS
+from streamlm.figures.ablation_n_sink import plot_ablation_n_sink
+from streamlm.figures.ablation_window_size import plot_ablation_window_size
+from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
+from streamlm.figures.main_comparison import plot_main_comparison
+from streamlm.figures.results_summary import plot_results_summary
+from streamlm.figures.schemes import DRAWN, SKETCH, plot_schemes, sketch_of
 from streamlm.figures.style import (
-    BAR_LOOKS,
     HATCHES,
     LINE_LOOKS,
-    METHOD_LOOKS,
     STYLE,
     bar_look,
     looks_of,
+    method_bar,
+    method_look,
     save_figures,
 )
-from streamlm.figures.tables import scheme_rows
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
-from streamlm.summaries.main import (
-    ATTENTION_COSTS,
-    RESULT_HEADERS,
-    collect_ablation,
-    collect_result,
-    result_rows,
-)
+from streamlm.summaries.main import collect_ablation, collect_result, result_rows
+from streamlm.summaries.tables import as_text
 
 PACKAGE = Path(__file__).parent.parent / "streamlm"
 TEXTS = ("English Wikipedia sample", "Shakespeare, Project Gutenberg", "Letters of a random typewriter, 1890")
-METHODS = ("dense", "window", "recompute", "streaming")
 BOOTSTRAP = BootstrapConfig(block=16, resamples=200)
 WINDOWS, CAPACITIES, SINKS = (8, 16, 32), (20, 36), (0, 1, 2, 4, 8, 16)
 CHANGE = "ppl_increase_percent"
@@ -168,7 +162,7 @@ def test_missing_values_are_named_not_drawn(results):
 )
 def test_ablation_shows_the_records_numbers(ablate, texts, kind, plot, line_key):
     ablation = ablate(kind, texts)
-    figure = plot(ablation)
+    figure = plot([ablation])
     assert_readable(figure, texts)
     upper, lower = figure.axes[: len(texts)], figure.axes[len(texts) :]
     for text, above, below in zip(texts, upper, lower, strict=True):
@@ -195,22 +189,22 @@ def test_every_number_drawn_is_tabled(results, ablate, tmp_path):
     assert_tabled(plot_main_comparison(results), "main_comparison", results, tmp_path)
     for kind, plot in (("window_size", plot_ablation_window_size), ("n_sink", plot_ablation_n_sink)):
         ablation = ablate(kind, TEXTS)
-        assert_tabled(plot(ablation), f"ablation_{kind}", [ablation], tmp_path)
+        assert_tabled(plot([ablation]), f"ablation_{kind}", [ablation], tmp_path)
 
 
 def test_every_number_of_the_summary_is_in_its_file(results, tmp_path):
-    assert_written("results_summary", results, result_rows(results), tmp_path)
+    assert_written("results_summary", results, tmp_path)
 
 
 def test_window_axis_is_logarithmic(ablate):
-    axes = plot_ablation_window_size(ablate("window_size", TEXTS[:1])).axes[0]
+    axes = plot_ablation_window_size([ablate("window_size", TEXTS[:1])]).axes[0]
     assert_allclose(np.diff(axes.get_xticks()), np.diff(np.log2(WINDOWS)))
 
 
 def test_one_window_makes_a_figure(ablate):
     ablation = ablate("window_size", TEXTS[:1])
     ablation["rows"] = ablation["rows"][:1]
-    assert_readable(plot_ablation_window_size(ablation), TEXTS[:1])
+    assert_readable(plot_ablation_window_size([ablation]), TEXTS[:1])
 
 
 @pytest.mark.parametrize("factor", [1.2, 300])
@@ -221,7 +215,7 @@ def test_a_collapse_without_sinks_is_written_and_leaves_the_rest_readable(ablate
         value = 100 * (scale - 1) + row["n_sink"] / 10
         common |= {CHANGE: value, f"{CHANGE}_interval": [value - 0.5, value + 0.5]}
         common |= {"perplexity": 600 * scale, "perplexity_interval": [400 * scale, 800 * scale]}
-    figure = plot_ablation_n_sink(ablation)
+    figure = plot_ablation_n_sink([ablation])
     assert_readable(figure, TEXTS[:2])
     for axes in figure.axes[:2]:
         assert axes.get_yscale() == ("log" if factor == 300 else "linear")
@@ -238,7 +232,7 @@ def test_only_a_row_far_off_is_left_out_of_the_scale(ablate):
     for row in ablation["rows"]:
         value = 1.0 if row["n_sink"] else {20: 119.0, 36: 3.0}[row["capacity"]]
         row["common"] |= {CHANGE: value, f"{CHANGE}_interval": [value - 0.5, value + 0.5]}
-    axes = plot_ablation_n_sink(ablation).axes[1]
+    axes = plot_ablation_n_sink([ablation]).axes[1]
     assert axes.texts[0].get_text() == "off scale ↑\n20: +119 %"
     assert 3.5 < axes.get_ylim()[1] < 10
 
@@ -247,7 +241,7 @@ def test_equal_changes_keep_every_point_in_view(ablate):
     ablation = ablate("n_sink", TEXTS[:1])
     for row in ablation["rows"]:
         row["common"] |= {CHANGE: 1.0, f"{CHANGE}_interval": [0.5, 1.5]}
-    axes = plot_ablation_n_sink(ablation).axes[1]
+    axes = plot_ablation_n_sink([ablation]).axes[1]
     assert not axes.texts
     low, high = axes.get_ylim()
     assert low < 0
@@ -259,9 +253,9 @@ def test_summary_writes_every_cell(results, n_texts):
     figure = plot_results_summary(results[:n_texts])
     assert_readable(figure, TEXTS[:n_texts])
     written = [" ".join(text.get_text().split()) for text in figure.axes[0].texts]
-    rows = result_rows(results[:n_texts])
+    headings, rows = as_text(result_rows(results[:n_texts]))
     names = [result["dataset"] for result in results[:n_texts]]
-    assert sorted(written) == sorted([*RESULT_HEADERS, *names, *(cell for row in rows for cell in row[1:])])
+    assert sorted(written) == sorted([*headings, *names, *(cell for row in rows for cell in row[1:])])
 
 
 def test_schemes_show_costs_and_the_records_perplexities(results, tmp_path):
@@ -270,34 +264,55 @@ def test_schemes_show_costs_and_the_records_perplexities(results, tmp_path):
     assert_uncluttered(figure)
     for axes, method in zip(figure.axes, METHODS, strict=True):
         written = " ".join(axes.texts[0].get_text().split())
-        assert f"attention: {ATTENTION_COSTS[method]}" in written
+        assert f"attention: {METHODS[method].cost}" in written
         for result in results[:2]:
             perplexity = result["methods"][method]["common"]["perplexity"]
             assert f"{result['dataset']}: {perplexity:,.2f}" in written
-    rows = [(row["text"], row["method"], f"{row['perplexity']:.2f}") for row in scheme_rows(results)]
-    assert_written("schemes", results, rows, tmp_path)
+    assert_written("schemes", results, tmp_path)
 
 
 def test_sketches_are_the_masks_of_the_library():
     tokens = torch.arange(SKETCH)
-    for method, n_sink, window_size in (
-        ("dense", 0, SKETCH),
-        ("window", 0, N_SINK + WINDOW),
-        ("streaming", N_SINK, WINDOW),
-    ):
-        mask = streaming_mask(tokens, tokens, StreamConfig(n_sink=n_sink, window_size=window_size))
-        assert np.array_equal(sketch_of(method), mask.numpy()), method
-    assert np.array_equal(sketch_of("recompute")[-1], sketch_of("window")[-1])
+    for method in METHODS.values():
+        mask = streaming_mask(tokens, tokens, method.geometry(DRAWN, SKETCH))
+        drawn = sketch_of(method)
+        assert np.array_equal(drawn[-1], mask.numpy()[-1]), method.name
+        assert np.array_equal(drawn, mask.numpy()) or method.sketch is not None, method.name
+
+
+def test_figures_hold_any_number_of_methods(results, monkeypatch):
+    for i, look in enumerate(("#cc79a7", "#56b4e9"), 1):
+        added = replace(METHODS["streaming"], name=f"added{i}", title=f"added method {i}", color=look)
+        monkeypatch.setitem(METHODS, added.name, added)
+    more = copy.deepcopy(results[:2])
+    for result in more:
+        result["methods"] |= dict.fromkeys(("added1", "added2"), result["methods"]["streaming"])
+    for plot in (plot_main_comparison, plot_schemes, plot_results_summary):
+        assert "added method 2" in assert_uncluttered(plot(more))
+
+
+def test_every_figure_says_what_to_see_and_what_was_measured():
+    config = yaml.safe_load((PACKAGE.parent / "config.yaml").read_text())
+    for name in FIGURES:
+        caption = fill_caption(name, config)
+        assert "**What to see**" in caption
+        assert "**Measured** with SmolLM2-135M-Instruct, Q4_1 dequantised" in caption
+        assert find_figure(name).title
+
+
+def test_unknown_figure_is_refused():
+    with pytest.raises(ValueError, match="unknown figure 'pie'; known are schemes, main_comparison"):
+        find_figure("pie")
 
 
 @pytest.fixture(scope="session")
 def drawn(results, ablate):
-    """A function that draws one of the figures anew."""
+    """A function that draws one of the figures."""
     plots = {
         "main": lambda: plot_main_comparison(results[:2]),
         "table": lambda: plot_results_summary(results[:2]),
-        "window_size": lambda: plot_ablation_window_size(ablate("window_size", TEXTS[:2])),
-        "n_sink": lambda: plot_ablation_n_sink(ablate("n_sink", TEXTS[:2])),
+        "window_size": lambda: plot_ablation_window_size([ablate("window_size", TEXTS[:2])]),
+        "n_sink": lambda: plot_ablation_n_sink([ablate("n_sink", TEXTS[:2])]),
     }
     return lambda name: plots[name]()
 
@@ -327,7 +342,7 @@ def test_letters_are_readable_in_print(drawn, name):
 
 
 def test_figures_of_one_text_fit_a_column(ablate):
-    figure = plot_ablation_n_sink(ablate("n_sink", TEXTS[:1]))
+    figure = plot_ablation_n_sink([ablate("n_sink", TEXTS[:1])])
     assert figure.get_figwidth() <= 3.5
     assert_readable(figure, TEXTS[:1])
 
@@ -345,12 +360,12 @@ def in_grey(look, draw):
 
 
 LINES = {
-    "methods": METHOD_LOOKS,
+    "methods": {method.name: method_look(method) for method in METHODS.values()},
     "sizes and capacities": dict(enumerate(LINE_LOOKS)),
     "beside kvpress": looks_of(["dense", "streamlm", "streamlm_dense_prefill", *"abcdefg"]),
 }
 BARS = {
-    "methods": BAR_LOOKS,
+    "methods": {method.name: method_bar(method) for method in METHODS.values()},
     "beside kvpress": {
         label: bar_look(look, hatch)
         for (label, look), hatch in zip(
@@ -375,8 +390,8 @@ def test_looks_differ_in_grey(looks, draw):
 
 
 def test_looks_stand_in_one_module():
-    for name in ("figures", "latency_figures", "comparison_figures"):
-        code = (PACKAGE / f"{name}.py").read_text()
+    for name in FIGURES:
+        code = (PACKAGE / "figures" / f"{name}.py").read_text()
         assert not re.search(r"#[0-9a-f]{6}|color=\"|fontsize=\d|hatch=\"|marker=\"[^\"]", code), name
 
 
@@ -387,7 +402,7 @@ def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
 
 
 def test_import_loads_no_model_library_and_no_pyplot():
-    code = "import sys, streamlm.figures.main; print(*sys.modules)"
+    code = "import sys, streamlm.figures.main_comparison; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "matplotlib.pyplot"} & set(modules.split())
     assert "matplotlib.figure" in modules.split()

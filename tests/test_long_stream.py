@@ -7,7 +7,7 @@ from drawn import assert_printable, assert_tabled, assert_uncluttered, curves
 from numpy.testing import assert_allclose
 from test_figures import BOOTSTRAP
 
-from streamlm.figures.main import plot_long_stream
+from streamlm.figures.long_stream import plot_long_stream
 from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.stats import BootstrapConfig, describe_losses
 from streamlm.summaries.long_stream import PART, collect_long_stream, running_interval

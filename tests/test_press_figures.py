@@ -8,23 +8,18 @@ from conftest import MODELS, VOCAB
 from drawn import assert_printable, assert_tabled, assert_uncluttered, assert_written, bars, curves
 from numpy.testing import assert_allclose
 
-from streamlm.figures.presses import (
-    plot_comparison_metrics_table,
-    plot_implementation_comparison,
-    plot_press_sweep,
-)
+from streamlm.config import Compute
+from streamlm.figures.comparison_metrics_table import plot_comparison_metrics_table
+from streamlm.figures.implementation_comparison import plot_implementation_comparison
+from streamlm.figures.press_sweep import plot_press_sweep
 from streamlm.presses.decoding import DecodeConfig, measure_decoding
 from streamlm.presses.grammar import compared_methods
 from streamlm.presses.prefill import ContextConfig, measure_compression
+from streamlm.presses.setting import Setting
 from streamlm.stats import BootstrapConfig, paired_increase
 from streamlm.summaries.main import Run
-from streamlm.summaries.presses import (
-    COMPARISON_HEADERS,
-    collect_comparison,
-    comparison_rows,
-    findings,
-    refusals,
-)
+from streamlm.summaries.presses import collect_comparison, comparison_rows, findings, refusals
+from streamlm.summaries.tables import as_text
 
 pytestmark = pytest.mark.kvpress
 
@@ -42,15 +37,15 @@ def measured(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     MODELS[request.param]().save_pretrained(folder)
     texts = {name: np.random.default_rng(i).integers(0, VOCAB, 200) for i, name in enumerate(TEXTS)}
-    same = {
-        "model_dir": folder, "texts": texts, "n_sink": 2, "bootstrap": BOOTSTRAP, "device": "cpu",
-        "torch_threads": 1, "title": "SmolLM2-135M-Instruct, Q4_1 dequantised",
-    }  # fmt: skip
+    setting = Setting(
+        model_dir=folder, texts=texts, bootstrap=BOOTSTRAP, compute=Compute(device="cpu", torch_threads=1),
+        title="SmolLM2-135M-Instruct, Q4_1 dequantised",
+    )  # fmt: skip
     runs = {
-        label: Run(*measure_compression(method=method, contexts=CONTEXTS, budgets=BUDGETS, **same))
+        label: Run(*measure_compression(setting, method=method, contexts=CONTEXTS, budgets=BUDGETS, n_sink=2))
         for label, method in METHODS.items()
     }
-    return runs, Run(*measure_decoding(decode=DECODE, **same))
+    return runs, Run(*measure_decoding(setting, n_sink=2, decode=DECODE))
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +88,19 @@ def test_runs_of_other_contexts_or_machines_are_not_brought_together(measured):
 
 def test_table_has_a_row_for_every_method_under_both_protocols(comparisons):
     rows = comparison_rows(comparisons)
-    assert all(len(row) == len(COMPARISON_HEADERS) for row in rows)
     assert len(rows) == 2 * (1 + len(METHODS) + 5)
     first = comparisons[0]
-    by_name = {row[1]: row for row in rows if row[0] == f"{TEXTS[0]}: decoded at 20"}
-    entry = first["decoding"]["methods"]["streamlm"]
-    assert by_name["streamlm"][2].startswith(f"{entry['perplexity']:.2f} ")
-    assert by_name["kvpress as it is, every 4 tokens"][-1] != "-"
+    decoded = [row for row in rows if (row["text"], row["protocol"]) == (TEXTS[0], "decoded at 20")]
+    by_name = {row["method"]: row for row in decoded}
+    assert by_name["streamlm"]["perplexity"] == first["decoding"]["methods"]["streamlm"]["perplexity"]
+    assert by_name["streamlm"]["largest_difference_nats"] is None
+    assert by_name["kvpress as it is, every 4 tokens"]["largest_difference_nats"] > 0
     refused = [part["method"] for part in first["methods"].values() if part["refused"]]
     assert [line.split(" is not")[0] for line in refusals(first)] == refused
     for name in refused:
-        assert next(row for row in rows if row[1] == name)[2:] == ("-",) * 8
+        assert next(row for row in rows if row["method"] == name).keys() == {"text", "protocol", "method"}
     assert "used faithfully and streamlm differ by at most" in findings(first)[0]
-    assert any("after 20 rounds of eviction the first layer holds" in line for line in findings(first))
+    assert any("after 20 rounds of eviction the first layer keeps" in line for line in findings(first))
 
 
 def test_sweep_draws_every_method_at_every_budget(comparisons):
@@ -123,7 +118,7 @@ def test_sweep_draws_every_method_at_every_budget(comparisons):
 def test_implementations_are_drawn_with_the_records_numbers(comparisons):
     figure = plot_implementation_comparison(comparisons)
     everything = assert_uncluttered(figure)
-    for name in (*TEXTS, "kvpress used faithfully", "kvpress as it is, every 4 tokens", "20 entries held"):
+    for name in (*TEXTS, "kvpress used faithfully", "kvpress as it is, every 4 tokens", "20 entries kept"):
         assert name in everything
     decodings = [record["decoding"]["methods"] for record in comparisons]
     for axes, key in zip(figure.axes, ("perplexity", "kl_nats", "step_ms"), strict=False):
@@ -142,12 +137,12 @@ def test_every_number_drawn_is_tabled_and_readable(comparisons, plot, tmp_path):
 
 
 def test_every_number_of_the_metrics_table_is_in_its_file(comparisons, tmp_path):
-    assert_written("comparison_metrics_table", comparisons, comparison_rows(comparisons), tmp_path)
+    assert_written("comparison_metrics_table", comparisons, tmp_path)
 
 
 def test_metrics_table_is_written_out(comparisons):
     everything = assert_uncluttered(plot_comparison_metrics_table(comparisons))
-    for row in comparison_rows(comparisons):
+    for row in as_text(comparison_rows(comparisons))[1]:
         for cell in row[1:]:
             assert " ".join(cell.split()) in everything
 

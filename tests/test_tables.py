@@ -4,15 +4,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from streamlm.figures.table_files import LONG, as_text, escape_latex, write_table
-from streamlm.figures.tables import TABLES, Table
+from streamlm.figures.catalogue import RESULTS, Figure
+from streamlm.figures.table_files import LONG, escape_latex, write_tables
+from streamlm.summaries.tables import as_text
 
-ROOT = Path(__file__).parent.parent
 SPECIAL = r"50 % of A&B_{x} ~ #1 <$2> \ ^"
 RECORD = {
     "model": "tiny_1",
@@ -26,13 +25,16 @@ ROWS = [
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
+def written(tmp_path):
     """A function that writes a table of some rows and returns its text as CSV, LaTeX and HTML."""
 
     def write(rows):
-        monkeypatch.setitem(TABLES, "trial_table", Table("A trial & error", lambda records: rows))
+        figure = Figure(
+            title="A trial & error", short_title="Trial", caption="", records=RESULTS, plot=None,
+            rows=lambda records: rows,
+        )  # fmt: skip
         targets = [tmp_path / f"trial.{suffix}" for suffix in ("csv", "tex", "html")]
-        write_table("trial_table", [RECORD], targets)
+        write_tables(figure, "trial_table", [RECORD], targets)
         return [target.read_text() for target in targets]
 
     return write
@@ -44,13 +46,18 @@ def test_csv_holds_the_numbers_whole(written, tmp_path):
 
 
 def test_numbers_are_written_with_their_intervals_and_units():
-    shown = as_text(pd.DataFrame(ROWS).convert_dtypes())
-    assert shown.to_dict("list") == {
-        "text": [SPECIAL, "b", "c"],
-        "held, tokens": ["1024", "32", "4096"],
-        "step, ms": ["19.05 [16.92, 22.00]", "2.5e-05 [1e-05, 3e-05]", ""],
-        "speedup": ["", "", "0.500"],
-    }
+    headings, cells = as_text(ROWS)
+    assert headings == ["text", "tokens kept", "ms per token", "speedup"]
+    assert cells == [
+        [SPECIAL, "1024", "19.1 [16.9, 22.0]", "-"],
+        ["b", "32", "2.5e-05 [1e-05, 3e-05]", "-"],
+        ["c", "4096", "-", "0.500"],
+    ]
+
+
+def test_what_kept_says_is_not_shown_twice():
+    headings, _ = as_text([{"method": "streaming", "kept": "4+8", "sinks": 4, "window": 8}])
+    assert headings == ["method", "kept"]
 
 
 def balanced(latex):
@@ -84,7 +91,7 @@ def test_latex_is_balanced_and_escaped(written, repeat):
     assert ("longtable" in latex.partition("\n")[2]) == (repeat > 1)
     for line in re.findall(r"^.*\\\\$", latex, re.MULTILINE):
         named = "multicolumn" in line or "caption" in line
-        assert named or len(re.findall(r"(?<!\\)&", line)) == 2  # the text stands above its rows
+        assert named or len(re.findall(r"(?<!\\)&", line)) == 3
 
 
 PAPER = r"""\documentclass{article}
@@ -133,15 +140,3 @@ def test_page_sorts_by_whole_numbers_and_loads_nothing(written):
     assert not cells.addresses
     assert "http" not in page
     assert "A trial &amp; error" in page
-
-
-def test_every_figure_has_a_table_and_a_caption():
-    rules = (ROOT / "workflow/rules/figures.smk").read_text()
-    drawn = set(re.findall(r"^rule plot_(\w+):", rules, re.MULTILINE))
-    assert drawn == set(TABLES)
-    for name in (*drawn, "table"):
-        caption = (ROOT / f"workflow/report/{name}.rst").read_text()
-        assert f'caption="../report/{name}.rst"' in rules
-        assert "**Measured** with" in caption
-        assert name == "table" or "**What to see**" in caption
-        assert f'f"{{RESULTS}}/figures/{name}.pdf"' in rules or name == "table"

@@ -49,13 +49,12 @@ FIGURE = Figure(
     title="Perplexity against the number of sinks, at equal memory",
     short_title="Number of sinks",
     caption="""
-Perplexity against the number of sinks, at equal memory: one more sink is one less window token. **What to
-see**: the step from no sink to one, against everything right of it. If sinks were ordinary tokens, the
-curves would be flat from the left on.
+Perplexity against the number of sinks, at equal memory: one more sink is one less window token.
+**What to see**: the step from no sink to one, against everything right of it. If sinks were ordinary
+tokens, the curves would be flat from the left on.
 
-**Measured** with {model} on the first {n_tokens} tokens of {texts}, at capacities of
-{experiment[sink_ablation][capacities]} tokens; every point is judged on the same tokens, those after the
-largest capacity.""",
+**Measured** with {model} on the first {n_tokens} tokens of {texts}, at capacities of {capacities} tokens;
+every point is judged on the same tokens, those after the largest capacity.""",
     records=Records("streaming_llm/ablation_n_sink.json", AblationRecord),
     plot=plot_ablation_n_sink,
     rows=ablation_rows,

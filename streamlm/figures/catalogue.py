@@ -107,6 +107,7 @@ def fill_caption(name: str, config: Mapping[str, Any]) -> str:
         texts=" and ".join(corpora),
         first_text=corpora[0],
         n_tokens=f"{experiment['max_eval_tokens']:,}",
+        capacities=" and ".join(map(str, experiment["sink_ablation"]["capacities"])),
         confidence=f"{100 * config['bootstrap']['confidence']:g}",
         experiment=experiment,
         comparison=comparison,

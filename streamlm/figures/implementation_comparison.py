@@ -147,9 +147,10 @@ FIGURE = Figure(
     title="streamlm and kvpress, decoding token by token",
     short_title="Beside kvpress: decoding",
     caption="""
-streamlm and NVIDIA kvpress, decoding token by token with {comparison[capacity]} entries kept. **What to
-see**: that kvpress used faithfully gives streamlm's losses up to rounding (middle right), and what kvpress
-as it is still keeps of the sinks and of the recent tokens after some rounds of eviction (bottom).
+streamlm and NVIDIA kvpress, decoding token by token with {comparison[capacity]} entries kept.
+**What to see**: that kvpress used faithfully gives streamlm's losses up to rounding (middle right), and
+what kvpress as it is still keeps of the sinks and of the recent tokens after some rounds of eviction
+(bottom).
 
 **Measured** with {model} on {comparison[decode][tokens]} decoded tokens of {texts}, the methods in turns
 on the same machine; the bottom row is of {first_text}.""",
