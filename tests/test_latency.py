@@ -202,7 +202,7 @@ def test_ratio_is_taken_within_turns_where_there_are_turns(records):
 def test_two_records_of_one_setting_say_whether_they_differ(records):
     first = with_runs(records[3], [10.0, 11.0, 12.0])
     near, far = (with_runs(first, runs, measured_at="later") for runs in ([11.0, 12.0], [20.0, 21.0]))
-    assert "1.05 [0.92, 1.20] times; they cannot be told apart (timed one after" in comparison_line(
+    assert "1.05 [0.92, 1.20] times; they no difference can be seen (timed one after" in comparison_line(
         near, first
     )
     assert "they differ by more than their spread" in comparison_line(far, first)
@@ -234,7 +234,7 @@ def test_summary_says_what_the_records_say(records, long_run):
     assert [ratio["ratio"] for ratio in speedups(records, "recompute").values()] == [40.0, 80.0]
     assert "40.00 [40.00, 40.00] at 16, 80.00 [80.00, 80.00] at 32" in text
     assert "Here it grows with the cache" in text
-    assert "A dense token did not grow dearer with its context: 5.0 ms with 16 tokens" in text
+    assert "A dense token did not become dearer with its context: 5.0 ms with 16 tokens" in text
     records[2] |= with_runs(records[2], [900.0] * 4)
     assert "Here it does not always grow" in latency_summary(records, long_run)
 

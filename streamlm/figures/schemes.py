@@ -51,8 +51,8 @@ def plot_schemes(results: Sequence[Record]) -> Picture:
         axes.text(0, -0.04, "\n".join(lines), transform=axes.transAxes, **SMALL_LOOK)
         axes.set_title(method.title, loc="left")
     aside = (
-        f"sketched: {DRAWN.n_sink} sinks, a window of {DRAWN.window_size}, {SKETCH} tokens, re-computation for "
-        "the last of them"
+        f"sketched: {DRAWN.n_sink} sinks, a window of {DRAWN.window_size}, {SKETCH} tokens, re-computation "
+        "for the last of them"
     )
     notes = describe(results[0], [result["tokens"]["count"] for result in results], aside)[:2]
     notes.append("T tokens of text, C entries kept; perplexity is of the tokens after the first eviction")
