@@ -79,10 +79,10 @@ def pythia_files(folder):
     }  # fmt: skip
 
 
-def environment(hub, place, **changes):
-    """Return the environment of a client whose hub is `hub` and whose cache is in `place`."""
+def environment(hub, folder, **changes):
+    """Return the environment of a client whose hub is `hub` and whose cache is in `folder`."""
     return {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"),
+        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0", **changes,
     }  # fmt: skip

@@ -150,7 +150,8 @@ def _largest_cache(section: str, settings: Config) -> int | None:
     sizes = [[_value(settings, key) for key in keys] for keys in CACHES[section]]
     if any(None in size for size in sizes):
         return None
-    return max(sum(max(_listed(value)) for value in size) for size in sizes)
+    largest: int = max(sum(max(_listed(value)) for value in size) for size in sizes)
+    return largest
 
 
 def _presses(n_sink: int, presses: list[str]) -> Iterator[str]:
