@@ -1,4 +1,4 @@
-"""What stands on a figure: its numbers, its texts, and whether they can be read."""
+"""Read the numbers and texts of a figure, and check that they can be read."""
 
 import re
 from itertools import combinations
@@ -51,14 +51,14 @@ def visible_texts(figure):
 
 
 def assert_uncluttered(figure):
-    """Every text lies on the canvas and on no other; every axis is labelled. Return all that is written."""
+    """Check that texts are inside the canvas, do not overlap, and every axis has labels; return all text."""
     written = visible_texts(figure)
     canvas = figure.bbox
     for text, box in written:
         assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1, f"{text!r} is clipped"
         assert canvas.y0 <= box.y0 < box.y1 <= canvas.y1, f"{text!r} is clipped"
     for (text, box), (other, other_box) in combinations(written, 2):
-        assert not box.overlaps(other_box), f"{text!r} lies on {other!r}"
+        assert not box.overlaps(other_box), f"{text!r} overlaps {other!r}"
     for axes in figure.axes:
         assert not axes.axison or (axes.get_xlabel() and axes.get_ylabel())
     return " ".join(" ".join(text.split()) for text, _ in written)

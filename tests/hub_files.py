@@ -58,7 +58,7 @@ def wikitext_files():
 
 
 def pythia_files(folder):
-    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers beside the weights."""
+    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers among the weights."""
     write_tiny_model(folder, make=tiny_neox, max_position_embeddings=2048)
     weights = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     for layer in range(2):
