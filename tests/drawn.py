@@ -11,7 +11,8 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.text import Text
 
-from streamlm.figures.table_files import write_table
+from streamlm.figures.catalogue import find_figure
+from streamlm.figures.table_files import write_tables
 
 
 def bars(axes):
@@ -81,7 +82,7 @@ def drawn_numbers(figure):
 
 def assert_tabled(figure, name, records, folder):
     """Every number drawn is in the CSV file of the figure's table."""
-    write_table(name, records, [folder / "table.csv"])
+    write_tables(find_figure(name), name, records, [folder / "table.csv"])
     table = pd.read_csv(folder / "table.csv").select_dtypes("number").to_numpy().ravel()
     drawn = np.array(list(drawn_numbers(figure)))
     assert len(drawn) > 5
@@ -91,7 +92,7 @@ def assert_tabled(figure, name, records, folder):
 
 def assert_written(name, records, rows, folder):
     """Every number in the cells of a table that is drawn as a picture is in its row of the CSV file."""
-    write_table(name, records, [folder / "table.csv"])
+    write_tables(find_figure(name), name, records, [folder / "table.csv"])
     table = pd.read_csv(folder / "table.csv")
     assert len(table) == len(rows)
     for (_, numbers), cells in zip(table.select_dtypes("number").iterrows(), rows, strict=True):
