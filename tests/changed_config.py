@@ -1,4 +1,4 @@
-"""The default config with some of it changed, and the report on a wrong one."""
+"""The default config with changes, and the report on a faulty one."""
 
 import re
 from copy import deepcopy
@@ -15,10 +15,10 @@ LINE = re.compile(r"  .+: .+; .+")  # key: value and rule; remedy
 
 
 def changed(config, edits):
-    """Return a copy of a config with other values at some places, each a/b/c, or without them."""
+    """Return a copy of a config with other values at some keys, each a/b/c, or without them."""
     config = deepcopy(config)
-    for place, value in edits.items():
-        *parents, last = place.split("/")
+    for path, value in edits.items():
+        *parents, last = path.split("/")
         section = config
         for key in parents:
             section = section[key]
@@ -29,7 +29,7 @@ def changed(config, edits):
 
 
 def report(config, files=()):
-    """Return the lines of the report on a wrong config."""
+    """Return the lines of the report on a faulty config."""
     with pytest.raises(ValueError) as caught:
         check_config(config, files)
     head, *lines = str(caught.value).split("\n")

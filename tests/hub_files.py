@@ -58,7 +58,7 @@ def wikitext_files():
 
 
 def pythia_files(folder):
-    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers beside the weights."""
+    """Return files as those of EleutherAI/pythia-70m: float16, older names, buffers among the weights."""
     write_tiny_model(folder, make=tiny_neox, max_position_embeddings=2048)
     weights = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     for layer in range(2):
@@ -79,10 +79,10 @@ def pythia_files(folder):
     }  # fmt: skip
 
 
-def environment(hub, place, **changes):
-    """Return the environment of a client whose hub is `hub` and whose cache is in `place`."""
+def environment(hub, folder, **changes):
+    """Return the environment of a client whose hub is `hub` and whose cache is in `folder`."""
     return {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf"),
+        **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0", **changes,
     }  # fmt: skip

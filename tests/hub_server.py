@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS = (".safetensors", ".parquet", ".gguf", ".bin")  # kept behind a redirect, under their SHA-256
+LFS = (".safetensors", ".parquet", ".gguf", ".bin")  # served after a redirect, under their SHA-256
 PAGE = 3  # entries a page of a listing
 
 
@@ -193,8 +193,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_body(json.dumps(content).encode(), {"Content-Type": "application/json", **dict(headers)})
 
     def refuse(self, status, code="", headers=()):
-        told = {"Content-Type": "application/json", "X-Error-Code": code, "Retry-After": "0"}
-        self.send_body(b'{"error": "no"}', {**told, **dict(headers)}, status)
+        usual = {"Content-Type": "application/json", "X-Error-Code": code, "Retry-After": "0"}
+        self.send_body(b'{"error": "no"}', {**usual, **dict(headers)}, status)
 
     def send_body(self, content, headers, status=200):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

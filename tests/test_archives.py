@@ -1,4 +1,4 @@
-"""Archives come whole or not at all, and are read without unpacking."""
+"""Archives are written completely or not at all, and are read without unpacking."""
 
 import hashlib
 import os

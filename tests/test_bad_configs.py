@@ -1,4 +1,4 @@
-"""Wrong configs: every fault of each stands in one report, a line each with key, value, rule and remedy."""
+"""Faulty configs: one report has every fault, one line each with key, value, rule and remedy."""
 
 import random
 import re
@@ -250,7 +250,7 @@ ALONE = [
         "comparison.budgets: a budget of 1024 keeps all of",
     ),
     ({"comparison/n_sink": 255, "comparison/budgets": [256]}, "comparison.capacity: 256 leaves no window"),
-    # a fault of the schema beside a contradiction in the same section, and in others
+    # a fault of the schema together with a contradiction, in the same section and in others
     (
         {"long_stream/dtype": "half", "long_stream/capacities": [4, "8"], "long_stream/baseline_tokens": -1},
         "long_stream.dtype: 'half' is not known",

@@ -1,4 +1,4 @@
-"""Documents come out of archives and files; the stream is the exact concatenated text."""
+"""Documents are read from archives and files; the stream is exactly their joined text."""
 
 import hashlib
 import json

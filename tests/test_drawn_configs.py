@@ -1,4 +1,4 @@
-"""Configs wrong at a place that is searched or drawn: each is refused in lines, or can be planned."""
+"""Configs with faults at searched or drawn keys: each is refused in lines, or can be planned."""
 
 from copy import deepcopy
 from datetime import date
@@ -9,8 +9,8 @@ from changed_config import CONFIG, LINE, path_source, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlm.config import method_geometry
-from streamlm.experiment import plan as experiment
+from streamlm.config import Compute, StreamConfig, find_method
+from streamlm.experiment import plan
 from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.measure.latency import LatencyConfig
 from streamlm.presses.decoding import DecodeConfig
@@ -18,17 +18,17 @@ from streamlm.presses.prefill import ContextConfig
 from streamlm.stats import BootstrapConfig
 
 
-def places(config, here=()):
-    """Yield the place of every section, value and item."""
-    parts = config.items() if isinstance(config, dict) else enumerate(config)
-    for key, part in parts:
+def paths(config, here=()):
+    """Yield the path of every section, value and item."""
+    items = config.items() if isinstance(config, dict) else enumerate(config)
+    for key, item in items:
         yield (*here, key)
-        if isinstance(part, (dict, list)):
-            yield from places(part, (*here, key))
+        if isinstance(item, (dict, list)):
+            yield from paths(item, (*here, key))
 
 
-def parent_of(config, place):
-    for key in place[:-1]:
+def parent_of(config, path):
+    for key in path[:-1]:
         config = config[key]
     return config
 
@@ -36,27 +36,27 @@ def parent_of(config, place):
 @pytest.mark.parametrize("wrong", [3.25, date(2024, 2, 29), {"a": "b"}, [[None]]], ids=str)
 def test_wrong_type_anywhere_is_one_line_about_it(wrong):
     tried = 0
-    for place in places(CONFIG):
+    for path in paths(CONFIG):
         config = deepcopy(CONFIG)
-        parent = parent_of(config, place)
-        if place == ("bootstrap", "confidence") or isinstance(parent[place[-1]], type(wrong)):
+        parent = parent_of(config, path)
+        if path == ("bootstrap", "confidence") or isinstance(parent[path[-1]], type(wrong)):
             continue  # a number has its own limits, sections and lists their own faults
-        parent[place[-1]] = wrong
+        parent[path[-1]] = wrong
         lines = [line for line in report(config) if not line.startswith("comparison.capacity: 256 must be")]
         assert len(lines) == 1
-        assert lines[0].startswith(".".join(map(str, place)) + ": ")
+        assert lines[0].startswith(".".join(map(str, path)) + ": ")
         tried += 1
     assert tried > 80
 
 
 def test_misspelt_key_anywhere_is_named_with_what_is_meant():
     tried = 0
-    for place in places(CONFIG):
+    for path in paths(CONFIG):
         config = deepcopy(CONFIG)
-        parent, key = parent_of(config, place), place[-1]
-        if isinstance(parent, dict) and place[:-1] not in (("models",), ("corpora",)) and key != "kind":
+        parent, key = parent_of(config, path), path[-1]
+        if isinstance(parent, dict) and path[:-1] not in (("models",), ("corpora",)) and key != "kind":
             parent[f"{key}x"] = parent.pop(key)
-            name = ".".join(map(str, place))
+            name = ".".join(map(str, path))
             lines = report(config)
             assert any(
                 line.startswith(f"{name}x: ") and f" unknown key; did you mean {key}? known are " in line
@@ -93,23 +93,23 @@ VALUES = st.recursive(
 
 @st.composite
 def mutants(draw):
-    """Draw a config of which some parts are replaced, deleted, renamed, or added to."""
+    """Draw a config of which some values are replaced, deleted, renamed or added."""
     config = deepcopy(CONFIG)
     if draw(st.booleans()):
         for corpus in config["corpora"].values():
             corpus["source"] = path_source("README.md")
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.sampled_from(list(places(config)) or [None]))
-        if place is None:
+        path = draw(st.sampled_from(list(paths(config)) or [None]))
+        if path is None:
             break
-        parent, key = parent_of(config, place), place[-1]
+        parent, key = parent_of(config, path), path[-1]
         match draw(st.sampled_from(["size", "replace", "borrow", "delete", "rename", "insert"])):
             case "size" if type(parent[key]) is int:
                 parent[key] = draw(st.integers(1, 5000))
             case "replace" | "size":
                 parent[key] = draw(VALUES)
             case "borrow":
-                other = draw(st.sampled_from(list(places(config))))
+                other = draw(st.sampled_from(list(paths(config))))
                 parent[key] = deepcopy(parent_of(config, other)[other[-1]])
             case "delete":
                 del parent[key]
@@ -124,25 +124,26 @@ def mutants(draw):
 
 def plan_everything(config):
     """Plan an experiment as the workflow does, and take its settings as the library does."""
-    runs = experiment.plan_runs(config)
-    points = [*experiment.window_ablation(config), *experiment.sink_ablation(config)]
-    labels = {experiment.run_label(*point) for point in points}
-    labels |= {*experiment.method_labels(config).values(), *experiment.long_stream_labels(config)}
+    runs = plan.plan_runs(config)
+    points = [*plan.window_ablation(config), *plan.sink_ablation(config)]
+    labels = {plan.run_label(point) for point in points}
+    labels |= {*plan.method_labels(config).values(), *plan.long_stream_labels(config)}
     assert labels == runs.keys()
     for run in runs.values():
-        options = {key: run["options"][key] for key in ("method", "n_sink", "window_size")}
-        method_geometry(**options, n_tokens=run["max_eval_tokens"])
-    for method, n_sink in experiment.latency_sides(config):
+        find_method(run["method"]).geometry(StreamConfig(**run["cfg"]), run["max_eval_tokens"])
+        Compute(**run["compute"])
+    for method, n_sink in plan.latency_cases(config):
         for capacity in config["decoding_latency"]["capacities"]:
-            assert experiment.latency_label(method, capacity, n_sink)
+            assert plan.latency_label(method, capacity, n_sink)
             assert n_sink < capacity
-    compared = experiment.plan_comparison(config)
+    StreamConfig(**plan.long_run_geometry(config))
+    compared = plan.plan_comparison(config)
     assert all(len(label) < 200 for label in [*runs, *compared])
-    LatencyConfig(**experiment.latency_settings(config))
-    ContextConfig(**experiment.compared_contexts(config))
-    DecodeConfig(**experiment.compared_decoding(config))
+    LatencyConfig(**plan.latency_settings(config))
+    ContextConfig(**plan.compared_contexts(config))
+    DecodeConfig(**plan.compared_decoding(config))
     BootstrapConfig(**config["bootstrap"])
-    experiment.model_files(config, config["experiment"]["model"])
+    plan.model_files(config, config["experiment"]["model"])
     titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
     assert len(set(titles)) == len(titles)
     assert all(LINE.fullmatch(f"  {line}") for line in warn_beyond_training(config))

@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 from command import ENVIRONMENT, command
-from conftest import make_zip, score_by_name, tiny_llama
+from conftest import make_zip, tiny_llama
 from safetensors.torch import load_file, save_file
 from small_run import RESULTS, TARGETS, contents, run
 from test_archives import pinned, wheel  # noqa: F401, a fixture
 from tiny_model import write_tiny_model
 
 from streamlm.cache.models import read_model
+from streamlm.config import Compute, StreamConfig, find_method
 from streamlm.experiment.preflight import file_marks
 from streamlm.figures.style import save_figure
 from streamlm.measure.checkpoint import Checkpoint
+from streamlm.measure.perplexity import measure_perplexity
 from streamlm.records.files import atomic_path, clear_leftovers, write_array, write_json, write_text
 from streamlm.sources.archives import fetch_archive
 from streamlm.sources.corpus import extract_documents
@@ -32,12 +34,17 @@ from streamlm.sources.gguf import convert_model
 from streamlm.stats import BootstrapConfig
 
 IDS = np.arange(60) % 50
-SCORE = {"dataset": "x", "method": "dense", "n_sink": 0, "window_size": 9, "device": "cpu"}
 
 
-def score(folder, **changes):
-    return score_by_name(
-        **SCORE | {"ids": IDS, "model_dir": folder, "bootstrap": BootstrapConfig()} | changes
+def score(folder):
+    return measure_perplexity(
+        model_dir=folder,
+        compute=Compute(device="cpu"),
+        ids=IDS,
+        dataset="x",
+        method=find_method("dense"),
+        cfg=StreamConfig(n_sink=0, window_size=9),
+        bootstrap=BootstrapConfig(),
     )
 
 
@@ -53,17 +60,17 @@ def mount(tmp_path):
     mounted = []
 
     def mount(*args):
-        place = Path(args[-1])
-        place.mkdir(exist_ok=True)
+        folder = Path(args[-1])
+        folder.mkdir(exist_ok=True)
         done = subprocess.run(["mount", *map(str, args)], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"mounting needs root: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
+        mounted.append(folder)
+        return folder
 
     yield mount
-    for place in reversed(mounted):
-        subprocess.run(["umount", place], check=True)
+    for folder in reversed(mounted):
+        subprocess.run(["umount", folder], check=True)
 
 
 def write_figure(target):
@@ -200,7 +207,7 @@ def test_archive_damaged_since_it_was_fetched_is_not_used(tmp_path, use):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_cache_of_pip_is_told_with_its_remedy(wheel, tmp_path, monkeypatch):  # noqa: F811
+def test_damaged_cache_of_pip_is_reported_with_its_remedy(wheel, tmp_path, monkeypatch):  # noqa: F811
     class Index(http.server.SimpleHTTPRequestHandler):
         def end_headers(self):
             self.send_header("Cache-Control", "max-age=99999")
@@ -236,7 +243,7 @@ def test_damaged_cache_of_pip_is_told_with_its_remedy(wheel, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("keep", [5, 5000, -1])
-def test_truncated_weights_are_told_with_their_remedy(tmp_path, keep):
+def test_truncated_weights_are_reported_with_their_remedy(tmp_path, keep):
     tiny_llama().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
@@ -273,7 +280,7 @@ def test_input_dated_in_the_future_is_refused_before_any_job(project):
     assert "Traceback" not in said
 
 
-def test_text_edited_while_the_clock_was_behind_is_noticed(project):
+def test_text_edited_while_the_clock_was_slow_is_noticed(project):
     text = project / "README.md"
     text.write_text(text.read_text() + "More words.\n")
     os.utime(text, (time.time() - 10**6,) * 2)
@@ -283,7 +290,7 @@ def test_text_edited_while_the_clock_was_behind_is_noticed(project):
     assert "measure_perplexity" in said
 
 
-def test_large_file_is_told_by_size_and_date(tmp_path):
+def test_large_file_is_identified_by_size_and_date(tmp_path):
     def marks():
         return file_marks(
             {"corpora": {"it": {"source": {"kind": "path", "path": str(path)}}}}, "corpora", "it"

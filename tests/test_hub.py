@@ -41,26 +41,26 @@ write_sample(Path("data/text/sample.json"), "A text", source, documents)
 SAMPLE = "data/text/sample.json"
 
 
-def fetch(hub, place, program, source, **changes):
+def fetch(hub, folder, program, source, **changes):
     """Run a fetch in its own process: the clients read their environment when they are imported."""
     return subprocess.run(
         [sys.executable, "-c", program.format(source=source)],
-        cwd=place, env=environment(hub, place, **changes), capture_output=True, text=True,
+        cwd=folder, env=environment(hub, folder, **changes), capture_output=True, text=True,
     )  # fmt: skip
 
 
-def fetched(hub, place, program, source, **changes):
-    done = fetch(hub, place, program, source, **changes)
+def fetched(hub, folder, program, source, **changes):
+    done = fetch(hub, folder, program, source, **changes)
     assert (done.returncode, done.stderr) == (0, "")
     if program == MODEL:
-        return place / "data" / "models" / "pythia-70m"
-    return read_sample(place / SAMPLE)
+        return folder / "data" / "models" / "pythia-70m"
+    return read_sample(folder / SAMPLE)
 
 
-def survivors(place):
+def survivors(folder):
     """Return what a failed fetch left in data/, and what it left half-done anywhere."""
-    kept = [path for path in (place / "data").rglob("*") if path.is_file()]
-    return kept + list(place.rglob("*incomplete*"))
+    kept = [path for path in (folder / "data").rglob("*") if path.is_file()]
+    return kept + list(folder.rglob("*incomplete*"))
 
 
 def test_model_folder_is_like_a_packaged_one(hub, tmp_path, pythia):

@@ -16,9 +16,9 @@ from project import ROOT, copy_project
 from streamlm.sources.corpus import read_sample
 
 
-def streamlm(hub, place, *args):
+def streamlm(hub, folder, *args):
     return subprocess.run(
-        command(*args), cwd=place, env=environment(hub, place), capture_output=True, text=True
+        command(*args), cwd=folder, env=environment(hub, folder), capture_output=True, text=True
     )
 
 
@@ -72,13 +72,13 @@ def project(tmp_path):
     return tmp_path
 
 
-def snakemake(hub, place, *targets):
-    variables = environment(hub, place)
+def snakemake(hub, folder, *targets):
+    variables = environment(hub, folder)
     del variables["PYTHONPATH"]
     configs = ["--configfile", "configs/pythia-70m.yaml", "small.yaml"]
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *targets, *configs],
-        cwd=place, env=variables, capture_output=True, text=True,
+        cwd=folder, env=variables, capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -69,7 +69,15 @@ def test_every_library_has_a_contract():
 
 
 @pytest.mark.parametrize(
-    "module", ["figures.main_comparison", "summaries.main", "experiment.plan", "sources.hub_texts", "cli"]
+    "module",
+    [
+        "figures.catalogue",
+        "figures.main_comparison",
+        "summaries.main",
+        "experiment.plan",
+        "sources.hub_texts",
+        "cli",
+    ],
 )
 def test_light_modules_never_load_torch(module):
     code = f"import sys, streamlm.{module}; print('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -196,15 +196,11 @@ def wikitext_documents(rows: Sequence[str]) -> list[Document]:
     Lines are kept as they are, including the corpus' own word forms (``<unk>``, ``@-@``).
     """
     lines = ["", *(row.removesuffix("\n") for row in rows), ""]
-    starts, titles = [], []
-    for i in range(1, len(lines) - 1):
-        heading = _ARTICLE.fullmatch(lines[i])
-        if heading and not lines[i - 1].strip() and not lines[i + 1].strip():
-            starts.append(i)
-            titles.append(heading[1])
-    pieces = zip([0, *starts], [*starts, len(lines)], strict=True)
-    documents = [
-        Document(title=title, text="\n".join(lines[start:end]).strip())
-        for title, (start, end) in zip(["", *titles], pieces, strict=True)
-    ]
+    articles: list[tuple[str, list[str]]] = [("", [])]  # titles with their lines
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        heading = _ARTICLE.fullmatch(line)
+        if heading and not before.strip() and not after.strip():
+            articles.append((heading[1], []))
+        articles[-1][1].append(line)
+    documents = [Document(title, "\n".join(text).strip()) for title, text in articles]
     return [document for document in documents if document.text]

@@ -64,6 +64,8 @@ def model_snapshot(repo: str, revision: str) -> Path:
     Raises:
         ValueError: why it cannot be fetched and what to do, in one line; or the model needs pickles or code.
     """
+    from transformers import CONFIG_MAPPING
+
     folder = snapshot(repo, revision, "model", _MODEL_FILES)
     names = {file.name for file in matching(folder, _MODEL_FILES)}
     if not any(name.endswith(".safetensors") for name in names):
@@ -75,8 +77,6 @@ def model_snapshot(repo: str, revision: str) -> Path:
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
             raise ValueError(f"{repo} at {revision} has no {name}; use a repository of a complete model")
-    from transformers import CONFIG_MAPPING
-
     kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ValueError(
@@ -97,13 +97,13 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
     Raises:
         ValueError: see `model_snapshot`.
     """
+    repo, revision = source["repo"], source["revision"]
     if gguf := source.get("gguf"):
         from streamlm.sources.gguf import convert_gguf
 
-        cached = snapshot(source["repo"], source["revision"], "model", [gguf])
-        convert_gguf(cached / gguf, out_dir, title)
+        convert_gguf(snapshot(repo, revision, "model", [gguf]) / gguf, out_dir, title)
         return
-    cached = model_snapshot(source["repo"], source["revision"])
+    cached = model_snapshot(repo, revision)
     with atomic_path(out_dir) as folder:
         folder.mkdir()
         for file in matching(cached, _MODEL_FILES):
@@ -116,9 +116,8 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
 def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) -> Path:
     """Fetch the matching files, check their hashes, and return their cached folder, named for the commit."""
     with explained(repo, revision):
-        folder = Path(
-            snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns))
-        )
+        found = snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=[*patterns])
+    folder = Path(found)
     files = matching(folder, patterns)
     _check_hashes(files, repo)
     _check_parts(files, repo)
@@ -161,18 +160,11 @@ def _check_parts(files: Sequence[Path], repo: str) -> None:
 
 def _hash_fits(blob: Path) -> bool:
     """Return whether a cached file fits its name: SHA-256 for large files, git's SHA-1 for small ones."""
-    if blob.parent.name != "blobs":  # no symbolic links on this file system: the hash is unknown
-        return True
-    match len(blob.name):
-        case 64:
-            digest = hashlib.sha256()
-        case 40:
-            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size)
-        case _:
-            return True
+    hashes = {64: hashlib.sha256(), 40: hashlib.sha1(b"blob %d\0" % blob.stat().st_size)}
+    if blob.parent.name != "blobs" or len(blob.name) not in hashes:
+        return True  # on a file system without symbolic links the hash is unknown
     with blob.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
+        digest = hashlib.file_digest(content, lambda: hashes[len(blob.name)])
     return digest.hexdigest() == blob.name
 
 

@@ -53,8 +53,9 @@ def fetch_documents(source: Source) -> tuple[list[Document], Source]:
     commit, paths = _split_files(source)
     with explained(repo, source["revision"]):
         rows = _open_parquet(paths, in_parts=source["rows"] is not None)
+    columns = ", ".join(rows.column_names)
     if column not in rows.column_names:
-        raise ValueError(f"{repo} has no column {column!r}; use one of {', '.join(rows.column_names)}")
+        raise ValueError(f"{repo} has no column {column!r}; use one of {columns}")
     with explained(repo, source["revision"]):
         values = [row[column] for row in islice(rows, source["rows"])]
     texts = [value for value in values if isinstance(value, str)]
@@ -62,12 +63,10 @@ def fetch_documents(source: Source) -> tuple[list[Document], Source]:
         documents = wikitext_documents(texts)
     else:
         documents = [Document(title=f"{repo}, row {n}", text=text) for n, text in enumerate(texts)]
-    found = [document for document in documents if document.text.strip()]
-    if not found:
-        raise ValueError(
-            f"{repo} has no text in column {column!r}; use one of {', '.join(rows.column_names)}"
-        )
-    return found, {**source, "commit": commit}
+    documents = [document for document in documents if document.text.strip()]
+    if not documents:
+        raise ValueError(f"{repo} has no text in column {column!r}; use one of {columns}")
+    return documents, {**source, "commit": commit}
 
 
 def _split_files(source: Source) -> tuple[str, list[str]]:
