@@ -202,7 +202,7 @@ def test_ratio_is_taken_within_turns_where_there_are_turns(records):
 def test_two_records_of_one_setting_say_whether_they_differ(records):
     first = with_runs(records[3], [10.0, 11.0, 12.0])
     near, far = (with_runs(first, runs, measured_at="later") for runs in ([11.0, 12.0], [20.0, 21.0]))
-    assert "1.05 [0.92, 1.20] times; they no difference can be seen (timed one after" in comparison_line(
+    assert "1.05 [0.92, 1.20] times; no difference can be seen (timed one after" in comparison_line(
         near, first
     )
     assert "they differ by more than their spread" in comparison_line(far, first)

@@ -87,7 +87,7 @@ def test_fresh_results_are_confirmed(made, results):
     assert len(found) == 7
     assert {verdict.outcome for verdict in found.values()} == {CONFIRMED}
     assert passed(list(found.values()))
-    assert "999 of 999 losses scored again, and 2 windows" in found["runs/notes/recompute.json"].why
+    assert "999 of 999 losses rescored, and 2 windows" in found["runs/notes/recompute.json"].why
 
 
 def test_changed_loss_is_refuted_though_its_perplexity_follows(made, results):
@@ -165,7 +165,7 @@ def test_record_of_another_model_is_refuted(made, results):
     [
         (lambda path: path.with_suffix(".npy").unlink(), "cannot read the losses"),
         (lambda path: path.write_text("{"), "is not JSON"),
-        (lambda path: path.write_text('{"streaming": {}}'), "no record of this version of streamlm"),
+        (lambda path: path.write_text('{"streaming": {}}'), "is not a RunRecord of this version of streamlm"),
     ],
     ids=["no losses", "broken", "old"],
 )

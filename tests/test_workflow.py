@@ -13,12 +13,18 @@ import yaml
 from project import ROOT, run_smoke, snakemake
 
 from streamlm import provenance
+from streamlm.figures.catalogue import FIGURES
 from streamlm.provenance import code_fingerprint
 
+# Jobs of `plot_figure` are named by their figure.
 LOSS_PLOTS = {
     "plot_schemes", "plot_main_comparison", "plot_results_summary", "plot_ablation_window_size",
     "plot_ablation_n_sink", "plot_long_stream",
 }  # fmt: skip
+COMPARED_PLOTS = {
+    "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
+}  # fmt: skip
+PLOTS = {f"plot_{name}" for name in FIGURES}
 COLLECTS = {
     "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
 }  # fmt: skip
@@ -27,18 +33,12 @@ SCORED = SHOWN | {"measure_perplexity"}
 TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
 TIMING = {"measure_latency", "measure_long_run"}
 TIMED = TIMED_SHOWN | TIMING
-COMPARED_PLOTS = {
-    "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
-}  # fmt: skip
 COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison"}
-PLOTS = LOSS_PLOTS | COMPARED_PLOTS | {"plot_decoding_latency"}
 COMPARING = {"measure_compression", "measure_decoding"}
 COMPARED = COMPARED_SHOWN | COMPARING
 MEASURING = {"measure_perplexity"} | TIMING | COMPARING
-SHOWING = SHOWN | TIMED_SHOWN | COMPARED_SHOWN
-READING = {"extract_sample", "tokenise_corpus"}
-FROM_HUB = {"fetch_model", "fetch_sample"}
-FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
+FIGURE = {"plot_figure"}
+SHOWING = COLLECTS | FIGURE | {"write_summary", "write_latency_summary", "collect_comparison"}
 MAIN = {
     "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary"
 }  # fmt: skip
@@ -46,40 +46,43 @@ WINDOWS = {"collect_ablation_window_size", "plot_ablation_window_size", "write_s
 SINKS = {"collect_ablation_n_sink", "plot_ablation_n_sink", "write_summary"}
 SHORT = MAIN | WINDOWS | SINKS
 LONG = {"collect_long_stream", "plot_long_stream"}
-TABLE = {"write_table"}  # one for each figure
 ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream": 1}
-# The rules whose script imports a module, directly or not: what an edit of it reruns, and all that follows.
+READING = {"extract_sample", "tokenise_corpus"}
+FROM_HUB = {"fetch_model", "fetch_sample"}
+FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
+# The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
+# follows. A module that is not named has the rules of its wing; `plot_figure` has a figure's own module besides.
 IMPORTING = {
-    "__init__ cli capture experiment preflight faults config_check verify verify_summaries": set(),
-    "generation chat layout": set(),
-    "archives": FETCHING | READING,
-    "text data": READING | {"fetch_sample"},
-    "gguf": {"convert_model"} | FROM_HUB,
-    "hub_errors hub": FROM_HUB,
-    "hub_texts": {"fetch_sample"},
-    "config provenance rope attention steps ring layers cache linear models compute": MEASURING,
-    "scoring checkpoint": MEASURING,
-    "perplexity": {"measure_perplexity"},
-    "progress": TIMING | {"measure_perplexity"},
-    "memory": TIMING | COMPARING,
-    "decoders latency": TIMING,
-    "agreement press_adapter press_setting": COMPARING,
-    "compression": {"measure_compression"},
-    "decode_comparison": {"measure_decoding"},
-    "presses": COMPARED | TABLE,
-    "comparison_summary": COMPARED_SHOWN | TABLE,
-    "comparison_figures": COMPARED_PLOTS,
-    "stats": MEASURING | SHOWING | TABLE,
-    "summary": SHOWING | TABLE,
-    "long_stream": {"collect_long_stream"},
-    "latency_summary": TIMED_SHOWN | TABLE,
-    "latency_figures": {"plot_decoding_latency"},
-    "figures": LOSS_PLOTS - {"plot_schemes"},
-    "scheme_figure": {"plot_schemes"},
-    "tables table_files": TABLE,
-    "plotting": PLOTS,
-    "records": FETCHING | READING | MEASURING | SHOWING | TABLE,
+    "__init__ cli py.typed": set(),
+    "commands experiment generate": set(),
+    "records": FETCHING | READING | MEASURING | SHOWING,
+    "config stats": MEASURING | SHOWING,
+    "provenance": MEASURING,
+    "cache": MEASURING,
+    "cache.cuda_graph cache.footprint": set(),
+    "sources": FETCHING | READING,
+    "sources.archives": FETCHING | READING,
+    "sources.corpus sources.documents": READING | {"fetch_sample"},
+    "sources.gguf": {"convert_model"} | FROM_HUB,
+    "sources.hub sources.hub_errors": FROM_HUB,
+    "sources.hub_texts": {"fetch_sample"},
+    "measure": MEASURING,
+    "measure.perplexity measure.scorers": {"measure_perplexity"},
+    "measure.progress": TIMING | {"measure_perplexity"},
+    "measure.memory": TIMING | COMPARING,
+    "measure.decoders measure.latency": TIMING,
+    "presses": COMPARING | {"collect_comparison"},
+    "presses.adapter presses.agreement presses.setting": COMPARING,
+    "presses.prefill": {"measure_compression"},
+    "presses.decoding": {"measure_decoding"},
+    "summaries": SHOWING,
+    "summaries.long_stream": {"collect_long_stream"},
+    "summaries.latency": {"write_latency_summary"},
+    "summaries.presses": {"collect_comparison"},
+    "figures.__init__ figures.catalogue figures.style figures.table_files": FIGURE,
+    "figures": set(),
 }
+IMPORTING = {name: rules for names, rules in IMPORTING.items() for name in names.split()}
 
 
 def planned(place, overlay=None):
@@ -88,6 +91,9 @@ def planned(place, overlay=None):
     assert done.returncode == 0, done.stdout + done.stderr
     table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout, re.MULTILINE | re.DOTALL)
     jobs = dict(line.split() for line in table[1].splitlines()) if table else {}
+    figures = re.findall(r"^    wildcards: figure=(\w+)$", done.stdout, re.MULTILINE)
+    assert len(figures) == int(jobs.pop("plot_figure", 0))
+    jobs |= {f"plot_{figure}": 1 for figure in figures}
     return {rule: int(count) for rule, count in jobs.items() if rule != "all"}
 
 
@@ -116,7 +122,7 @@ def edit(finished):
 
 def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
-    for name in sorted(name.removeprefix("plot_") for name in PLOTS):
+    for name in FIGURES:
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         for suffix in ("csv", "tex", "html"):
@@ -158,25 +164,27 @@ def test_second_run_does_nothing(finished):
     ("file", "old", "new", "rules"),
     [
         ("streamlm/figures/style.py", "", "SPARE = 1\n", PLOTS),
-        ("streamlm/summaries/presses.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN | TABLE),
-        ("streamlm/measure/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED | TABLE),
+        ("streamlm/figures/long_stream.py", "FIGURE =", "SPARE = 1\nFIGURE =", {"plot_long_stream"}),
+        ("streamlm/figures/schemes.py", "of arXiv:2309.17453", "of the paper", {"plot_schemes"}),
+        ("streamlm/summaries/presses.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
+        ("streamlm/measure/latency.py", "PROTOCOL =", "SPARE = 1\nPROTOCOL =", TIMED),
         (
             "streamlm/summaries/long_stream.py",
             "PART =",
             "SPARE = 1\nPART =",
-            LONG | TABLE,
+            LONG,
         ),
         (
             "streamlm/cache/rope.py",
             "import torch\n",
             "import torch\nSPARE = 1\n",
-            SCORED | TIMED | COMPARED | TABLE,
+            SCORED | TIMED | COMPARED,
         ),
         (
             "streamlm/sources/documents.py",
             "import re\n",
             "import re\nSPARE = 1\n",
-            READING | SCORED | TIMED | COMPARED | TABLE,
+            READING | SCORED | TIMED | COMPARED,
         ),
         ("workflow/scripts/write_summary.py", "import sys", "import sys\nspare = 1", {"write_summary"}),
     ],
@@ -208,10 +216,8 @@ def rules_of_scripts():
 
 
 def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
-    found = {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts[1:]): set()
-        for file in (ROOT / "streamlm").rglob("*.py")
-    }
+    files = (ROOT / "streamlm").rglob("*.py")
+    found = {".".join(file.relative_to(ROOT / "streamlm").with_suffix("").parts): set() for file in files}
     for script, rules in rules_of_scripts().items():
         for part in code_fingerprint(ROOT / "workflow" / "scripts" / f"{script}.py"):
             file = Path(part.split()[0])
@@ -219,7 +225,7 @@ def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
                 found[".".join(file.with_suffix("").parts[1:])] |= rules
             else:
                 assert file.stem == script  # a script depends on no other
-    assert found == {name: rules for names, rules in IMPORTING.items() for name in names.split()}
+    assert found == {name: IMPORTING.get(name, IMPORTING.get(name.partition(".")[0])) for name in found}
 
 
 def test_every_script_is_run_by_a_rule():
@@ -255,12 +261,6 @@ EVERYTHING = {
     **dict.fromkeys({"collect_ablation_window_size", "collect_ablation_n_sink"}, 1),
     **dict.fromkeys(PLOTS | {"write_summary", "write_latency_summary"}, 1),
 }  # fmt: skip
-
-
-def with_tables(jobs):
-    """The jobs, and that each figure drawn anew has its table written anew."""
-    figures = sum(rule.startswith("plot_") for rule in jobs)
-    return jobs | ({"write_table": figures} if figures else {})
 
 
 CHANGES = [
@@ -310,7 +310,7 @@ def test_change_of_the_config_reruns_what_depends_on_it(finished, tmp_path, chan
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(change)
     usual = {**EVERYTHING, **dict.fromkeys(READING, 1)}
-    assert planned(finished, overlay) == with_tables({rule: usual[rule] for rule in rules} | counts)
+    assert planned(finished, overlay) == {rule: usual[rule] for rule in rules} | counts
 
 
 def test_every_section_of_the_config_is_changed():
@@ -335,12 +335,12 @@ def test_kvpress_is_imported_in_its_own_two_stages_alone():
 def test_bytes_of_an_input_rerun_what_is_made_of_them(finished, edit):
     edit("Makefile", "#", "# Another word:")
     usual = {rule: EVERYTHING[rule] for rule in SCORED | COMPARED}
-    assert planned(finished) == with_tables(usual | ONE_TEXT | dict.fromkeys(READING, 1))
+    assert planned(finished) == usual | ONE_TEXT | dict.fromkeys(READING, 1)
 
 
 def test_overwritten_weights_are_scored_again(finished, edit):
     edit("data/smoke/model/config.json", "{", "{ ")
-    assert planned(finished) == with_tables(EVERYTHING | {"tokenise_corpus": 2})
+    assert planned(finished) == EVERYTHING | {"tokenise_corpus": 2}
 
 
 def test_failing_job_shows_its_reason_and_leaves_no_record(finished, edit):
@@ -365,10 +365,10 @@ def test_profile_is_in_force():
 
 def test_every_script_rule_takes_its_own_fingerprint():
     for file in (ROOT / "workflow" / "rules").glob("*.smk"):
-        text = file.read_text()
-        scripts = re.findall(r'script:\s+"\.\./(scripts/\w+\.py)"', text)
-        assert scripts == re.findall(r'code=code_of\("(scripts/\w+\.py)"\)', text)
-        assert len(scripts) == len(re.findall(r"^rule ", text, re.MULTILINE)), file.name
+        for rule in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            (script,) = re.findall(r'script:\s+"\.\./(scripts/\w+\.py)"', rule)
+            (code,) = re.findall(r'code=(?:lambda wildcards: )?code_of\(\s*"workflow/([\w/.]+)"', rule)
+            assert script == code
 
 
 def test_scripts_are_short_and_straight():

@@ -20,8 +20,8 @@ from streamlm.records.types import (
 )
 from streamlm.stats import BootstrapConfig, after_token, describe_losses, sample_difference
 from streamlm.summaries.long_stream import collect_long_stream
-from streamlm.summaries.main import Run, collect_ablation, collect_result, read_run
-from streamlm.summaries.presses import collect_comparison
+from streamlm.summaries.main import Run, collect_ablation, collect_result
+from streamlm.summaries.presses import collect_comparison, read_compression, read_decoding
 
 ROUNDING = 1e-6  # of a float, relative: sums over losses may be taken in another order elsewhere
 
@@ -140,8 +140,8 @@ def _comparison(part: int) -> Callable[[Path, str, Record], Record]:
     def collect(results: Path, corpus: str, found: Record) -> Record:
         folder = results / "kvpress"
         labels = read_record(folder / f"{corpus}_comparison.json")["methods"]
-        runs = {label: read_run(folder / "runs" / f"{label}.json") for label in labels}
-        decoding = read_run(folder / "decoding.json")
+        runs = {label: read_compression(folder / "runs" / f"{label}.json") for label in labels}
+        decoding = read_decoding(folder / "decoding.json")
         cfg = bootstrap_of(decoding.record)
         return collect_comparison(runs, decoding, found["dataset"], found["capacity"], cfg)[part]
 

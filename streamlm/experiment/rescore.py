@@ -13,7 +13,7 @@ from streamlm.measure.open_model import OpenedModel, open_model
 from streamlm.measure.scorers import SCORERS, Task
 from streamlm.measure.scoring import recompute_losses, score_stream
 from streamlm.records.files import hash_ids
-from streamlm.records.types import Record, RunRecord, check_record
+from streamlm.records.types import Record
 from streamlm.sources.corpus import read_tokens
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import Run, read_run
@@ -121,7 +121,6 @@ def _check_run(
         ValueError: if that cannot be found out.
     """
     run = read_run(path)
-    check_record(run.record, RunRecord, "it")
     follow_run(run)
     ids = _find_ids(run.record, files)
     opened = load(run.record["environment"]["dtype"])

@@ -154,6 +154,34 @@ class LongStreamRecord(TypedDict):
     rows: list[Record]
 
 
+class CompressionRecord(TypedDict):
+    """One method after contexts that were cut once, at several budgets."""
+
+    model: str
+    bootstrap: dict[str, Any]
+    confidence: float
+    environment: Environment
+    method: str
+    n_sink: int
+    protocol: str
+    contexts: dict[str, int]
+    refused: str | None
+    texts: list[Record]
+
+
+class DecodingRecord(TypedDict):
+    """Every method token by token, with equal capacity."""
+
+    model: str
+    bootstrap: dict[str, Any]
+    confidence: float
+    environment: Environment
+    n_sink: int
+    protocol: str
+    decoded: dict[str, int]
+    texts: list[Record]
+
+
 class ComparisonRecord(TypedDict):
     """Methods of kvpress and of streamlm on one text, at equal budgets."""
 

@@ -31,9 +31,15 @@ class Run:
         return Correction(sample["first_token"], difference)
 
 
-def read_run(path: Path | str) -> Run:
-    """Return the run whose record is at `path`, its losses lying beside it."""
-    return Run(read_record(path), read_losses(path))
+def read_run(path: Path | str, record_type: type = RunRecord) -> Run:
+    """Return the run whose record is at `path`, its losses lying beside it.
+
+    Raises:
+        ValueError: if one of them is missing or damaged, or the record is of another version.
+    """
+    record = read_record(path)
+    check_record(record, record_type, str(path))
+    return Run(record, read_losses(path))
 
 
 def with_baseline(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfig) -> Record:

@@ -1,15 +1,19 @@
 """Bring the records of the comparison with kvpress together, and make their table."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from streamlm.presses.grammar import OURS, STREAMLM
-from streamlm.records.types import Record
+from streamlm.records.types import CompressionRecord, DecodingRecord, Record
 from streamlm.stats import BootstrapConfig, paired_increase
-from streamlm.summaries.main import Run, check_comparable, describe_setting
+from streamlm.summaries.main import Run, check_comparable, describe_setting, read_run
 from streamlm.summaries.tables import CHANGE, Row, as_markdown, few_blocks, mib, with_interval
+
+read_compression = partial(read_run, record_type=CompressionRecord)
+read_decoding = partial(read_run, record_type=DecodingRecord)
 
 AS_IS = "StreamingLLMPress"
 NAMES = {
