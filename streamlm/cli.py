@@ -13,6 +13,7 @@ from streamlm.commands.compare import compare
 from streamlm.commands.evaluate import evaluate
 from streamlm.commands.figures import figures
 from streamlm.commands.generate import generate
+from streamlm.commands.groups import spread_groups
 from streamlm.commands.info import info
 from streamlm.commands.latency import latency
 from streamlm.commands.verify import verify
@@ -61,7 +62,8 @@ for panel, function, example in (
     (LOOK, version, ""),
 ):
     name = function.__name__
-    app.command(rich_help_panel=panel, epilog=f"Example: streamlm {name} {example}".rstrip())(function)
+    command = app.command(rich_help_panel=panel, epilog=f"Example: streamlm {name} {example}".rstrip())
+    command(spread_groups(function))
 
 
 def main() -> None:

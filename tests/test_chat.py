@@ -67,9 +67,9 @@ def test_sinks_hold_the_whole_system_prompt_and_no_more():
 
 def test_sinks_hold_a_system_prompt_that_stands_in_the_first_turn():
     tokenizer = chat_tokenizer(
-        "{% set told = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% set prompt = messages[0].content if messages[0].role == 'system' else '' %}"
         "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' %}"
-        "[INST]{{ told + ' ' if told and loop.first }}{{ message.content }}[/INST]"
+        "[INST]{{ prompt + ' ' if prompt and loop.first }}{{ message.content }}[/INST]"
         "{% else %}{{ message.content }}<|im_end|>{% endif %}{% endfor %}"
     )
     template = ChatTemplate(tokenizer, "Speak like a pirate.")
@@ -88,7 +88,7 @@ def test_system_prompt_that_a_template_leaves_out_asks_for_no_sinks():
     ("chat_template", "message"),
     [
         (None, "has no chat template; take an instruct model"),
-        ("{{ messages[-1].content }}{{ '!' * (messages | length) }}", "writes earlier turns anew"),
+        ("{{ messages[-1].content }}{{ '!' * (messages | length) }}", "rewrites earlier turns"),
         ("{{ raise_exception('no system role') }}", "refuses the conversation: no system role"),
     ],
 )
@@ -98,7 +98,7 @@ def test_template_that_cannot_be_fed_by_turns_is_refused(chat_template, message)
 
 
 class Scripted:
-    """A sampler that draws what it is told."""
+    """A sampler whose draws are given."""
 
     def __init__(self, ids):
         self.ids = iter(ids)
@@ -242,16 +242,16 @@ def test_session_through_pipes(place):
     answer = first[-1]["content"]
     assert done.stdout == f"{answer}\n" * 2
     assert (place / "c.txt").read_text() == f"system: Babble.\n\nuser: Hi\n\nassistant: {answer}\n"
-    statuses = re.findall(r"(\d+) tokens seen · (\d+) held · [\d.]+ MiB of keys and values", done.stderr)
+    statuses = re.findall(r"(\d+) tokens seen · (\d+) kept · [\d.]+ MiB of keys and values", done.stderr)
     assert len(statuses) == 2
-    seen, held = map(int, statuses[0])
+    seen, kept = map(int, statuses[0])
     sinks = len("_system\nBabble._\n")  # where a delimiter is one token
-    assert held == sinks + 20 < seen
+    assert kept == sinks + 20 < seen
     for line in ("/save takes a file", "not saved: model is a folder", "there is no /what", "/exit"):
         assert line in done.stderr
 
 
-def test_missing_model_is_told_with_the_command_that_makes_it(place):
+def test_missing_model_is_reported_with_the_command_that_makes_it(place):
     done = through_pipes(place, "", "--model-name", "data/models/smollm2-135m-instruct")
     assert done.returncode == 1
     assert "make it with `snakemake data/models/smollm2-135m-instruct`" in done.stderr
@@ -326,7 +326,7 @@ CTRL_C, CTRL_D, PROMPT = "\x03", "\x04", r"> $"
 
 def test_interrupt_stops_the_answer_and_twice_at_the_prompt_leaves(terminal):
     terminal.wait(PROMPT)
-    for _ in range(2):  # the chat goes on behind a stopped answer
+    for _ in range(2):  # the chat continues after a stopped answer
         terminal.type("Hi\n")
         terminal.wait(r"[1-9]\d* tokens seen")
         terminal.type(CTRL_C)

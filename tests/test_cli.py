@@ -11,10 +11,11 @@ from command import ENVIRONMENT, command, streamlm, streamlm_alone
 from project import ROOT
 from tiny_model import write_tiny_model
 
-from streamlm.commands.look import FIGURES
+from streamlm.figures.catalogue import FIGURES
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import collect_ablation
 
+KV_DTYPE = ("--kv-dtype", "--storage")  # the second is the older name
 PROSE = "Attention sinks keep a stream of text steady. " * 12
 
 
@@ -53,8 +54,8 @@ def test_evaluate_compares_with_a_dense_record(place):
     common = ("evaluate", "--model-name", "model", "--tokens", "ids.npy")
     dense = streamlm(place, *common, "--method", "dense", "--output", "b.json", "--per-token", "b.npy")
     assert dense.returncode == 0, dense.stderr
-    narrow = ("--window-size", 20, "--storage", "int8")
-    done = streamlm(place, *common, *narrow, "--baseline", "b.json", "--output", "s.json")
+    quantised = ("--window-size", 20, "--kv-dtype", "int8")
+    done = streamlm(place, *common, *quantised, "--baseline", "b.json", "--output", "s.json")
     assert done.returncode == 0, done.stderr
     assert "4+20, window in int8, on ids.npy" in done.stdout
     record = json.loads((place / "s.json").read_text())
@@ -99,7 +100,7 @@ def test_killed_run_goes_on_from_its_checkpoint_to_the_same_losses(place):
     assert not (place / "state").exists()
 
 
-def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
+def test_latency_is_a_table_and_compared_with_an_earlier_record(place):
     common = (
         "latency", "--model-name", "model", "--tokens", "ids.npy", "--capacity", 16, "--n-sink", 2,
         "--runs", 2, "--timed-tokens", 2,
@@ -118,24 +119,24 @@ def test_latency_is_told_in_a_table_and_against_an_earlier_record(place):
     other = streamlm(place, *common, "--method", "dense", *baseline)
     assert "which was not measured now; ask for it too" in other.stderr
     for args, message in (
-        (("--method", "steaming"), "unknown --method in ['steaming']; known are dense, window"),
+        (("--method", "steaming"), "'steaming' is not one of 'dense', 'window', 'recompute', 'streaming'"),
         (("--runs", 1), "'--runs': Input should be greater than or equal to 2"),
         (("--capacity", 500), "100 tokens do not fill a cache of 500"),
-        (("--baseline", "empty.json"), "no record of `streamlm latency`"),
+        (("--baseline", "empty.json"), "empty.json is not a LatencyRecord of this version"),
     ):
         refused = streamlm(place, *common, *args)
         assert message in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 
 
-def test_compare_tells_both_protocols_and_the_equality(place):
+def test_compare_shows_both_protocols_and_the_equality(place):
     common = ("compare", "--model-name", "model", "--tokens", "ids.npy", "--window-size", 16)
     presses = ("--press", "KnormPress", "--press", "SnapKVPress(window_size=8)")
     # kvpress must stay out of this process.
     done = streamlm_alone(place, *common, *presses, "--interval", 2, "--output", "compared.json")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ids.npy: cut once to 20") == 1 + 4 + 2
-    assert done.stdout.count("ids.npy: decoded at 20") == 5
+    assert done.stdout.count("| ids.npy | cut once to 20 |") == 1 + 4 + 2
+    assert done.stdout.count("| ids.npy | decoded at 20  |") == 5
     assert "kvpress used faithfully and streamlm differ by at most" in done.stdout
     record = json.loads((place / "compared.json").read_text())
     assert list(record["methods"])[-1] == "SnapKVPress-window_size-8"
@@ -174,7 +175,7 @@ def refuse(done, status, message):
         ),
         (["--text", "text.txt", "--nsink", "1"], "No such option: --nsink (Possible options"),
         (["--text", "text.txt", "--dtype", "int8"], "'int8' is not one of 'float32', 'bfloat16'"),
-        (["--text", "text.txt", "--storage", "int4"], "'int4' is not one of 'bfloat16', 'float16', 'int8'"),
+        (["--text", "text.txt", "--kv-dtype", "int4"], "'int4' is not one of 'bfloat16', 'float16', 'int8'"),
         (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
         (["--text", "text.txt", "--per-token", "never.json"], "two options name the file never.json"),
         (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),
@@ -195,7 +196,7 @@ def test_wrong_command_line_is_refused_with_status_2(place, args, message):
         (["--text", "empty.txt"], "has no text"),
         (["--text", "missing.txt"], "no such file: missing.txt"),
         (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
-        (["--tokens", "floats.npy"], "must hold one row of int64 token ids"),
+        (["--tokens", "floats.npy"], "must contain one row of int64 token ids"),
         (["--tokens", "missing.npy"], "cannot read token ids from missing.npy"),
         (["--dataset-name", "wikitext"], "make it with `snakemake data/wikitext/sample.json`"),
         (["--text", "text.txt", "--baseline", "none.json"], "there is no record none.json"),
@@ -205,7 +206,7 @@ def test_wrong_command_line_is_refused_with_status_2(place, args, message):
         ),
     ],
 )
-def test_fault_at_work_is_told_with_status_1(place, args, message):
+def test_fault_at_work_ends_with_status_1(place, args, message):
     refuse(evaluate(place, *args), 1, message)
     assert not (place / "never.json").exists()
 
@@ -214,7 +215,7 @@ def evaluate(place, *args):
     return streamlm(place, "evaluate", "--model-name", "model", "--output", "never.json", *args)
 
 
-def test_folder_named_as_output_keeps_what_it_holds(place):
+def test_folder_named_as_output_keeps_its_files(place):
     done = streamlm(place, "evaluate", "--model-name", "model", "--text", "text.txt", "--output", "model")
     assert done.returncode != 0
     assert (place / "model" / "config.json").is_file()
@@ -231,14 +232,18 @@ def test_baseline_with_other_losses_is_refused(place):
 
 def test_ablation_of_windows_is_a_table_a_record_and_a_figure(place):
     common = ("ablate", "--ablation-type", "window_size", "--model-name", "model", "--tokens", "ids.npy")
-    sizes = ("--window-size", 8, "--window-size", 16, "--n-sink", 2)
+    asked = ("--window-size", 8, "--window-size", 16, "--n-sink", 2)
     done = streamlm(
-        place, *common, *sizes, "--output", "streaming_llm/ablation_window_size.json", "--output-dir", "runs",
+        place, *common, *asked, "--output", "streaming_llm/ablation_window_size.json", "--output-dir", "runs",
         "--figure", "windows.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
-    assert [row[1:5] for row in table[2:]] == [["ids.npy", "2", "8", "10"], ["ids.npy", "2", "16", "18"]]
+    headings, _, dense, *rows = (
+        [cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()
+    )
+    assert dense[1:3] == ["ids.npy", "dense"]
+    sizes = [[row[headings.index(name)] for name in ("text", "sinks", "window", "capacity")] for row in rows]
+    assert sizes == [["ids.npy", "2", "8", "10"], ["ids.npy", "2", "16", "18"]]
     record = json.loads((place / "streaming_llm/ablation_window_size.json").read_text())
     runs = [place / "runs" / f"sink2_window{size}.json" for size in (8, 16)]
     again = collect_ablation("window_size", [place / "runs/dense.json"], runs, BootstrapConfig())
@@ -251,7 +256,7 @@ def test_ablation_of_windows_is_a_table_a_record_and_a_figure(place):
     assert "main_comparison is left out: there is no streaming_llm/*_result.json" in drawn.stderr
 
 
-def test_ablation_of_sinks_holds_the_capacity(place):
+def test_ablation_of_sinks_keeps_the_capacity(place):
     common = ("ablate", "--ablation-type", "n_sink", "--model-name", "model", "--tokens", "ids.npy")
     sizes = ("--n-sink", 0, "--n-sink", 4, "--capacity", 12, "--capacity", 20)
     done = streamlm(place, *common, *sizes, "--json")
@@ -281,16 +286,16 @@ def test_every_figure_of_the_workflow_can_be_drawn_again():
     assert set(drawn) == set(FIGURES)
 
 
-def test_info_tells_layout_and_costs(place):
+def test_info_shows_layout_and_costs(place):
     done = streamlm(place, "info", "--model-name", "model", "--window-size", 12, "--context", 1000)
     assert done.returncode == 0, done.stderr
     assert "4 of queries, 2 of keys and values; size 8" in done.stdout
     assert "256 bytes a token" in done.stdout
     assert "|   4+12 |   0.0 |              55.6 times |" in done.stdout
-    told = streamlm(
-        place, "info", "--model-name", "model", "--window-size", 96, "--json", "--storage", "int8"
-    )
-    record = json.loads(told.stdout)
+    asked = ("--model-name", "model", "--window-size", 96, "--json")
+    records = [json.loads(streamlm(place, "info", *asked, option, "int8").stdout) for option in KV_DTYPE]
+    assert records[0] == records[1]
+    record = records[0]
     assert record["layout"]["trained_length"] == 64
     (cache,) = record["cache"]["caches"]
     assert cache["kv_bytes"] == 2 * 2 * (96 * 2 * (8 + 4) + 4 * 3 * 8 * 4)
@@ -305,11 +310,11 @@ def test_generate_writes_on_far_past_the_trained_length(place):
     shown = generate(place, "--prompt", "Once upon a time", *common)
     assert shown.returncode == 0, shown.stderr
     assert "300 tokens in" in shown.stderr
-    assert "24 tokens held" in shown.stderr
+    assert "24 tokens kept" in shown.stderr
     written = generate(place, "--prompt", "Once upon a time", *common, "--output", "story.txt")
     assert (written.stdout, (place / "story.txt").read_text()) == ("", shown.stdout)
-    told = generate(place, "--prompt", "Once upon a time", *common, "--json")
-    (text,) = json.loads(told.stdout)["texts"]
+    answer = generate(place, "--prompt", "Once upon a time", *common, "--json")
+    (text,) = json.loads(answer.stdout)["texts"]
     assert (text["text"] + "\n", text["new_tokens"], text["ended_by"]) == (shown.stdout, 300, "length")
     other = generate(place, "--prompt", "Once upon a time", *common, "--seed", 1)
     assert other.stdout != shown.stdout
@@ -341,7 +346,7 @@ def test_generate_refuses(place):
         2,
         "'--top-p': Input should be less than or equal to 1",
     )
-    refuse(generate(place, "--prompts", "empty.txt"), 1, "empty.txt holds no prompt")
+    refuse(generate(place, "--prompts", "empty.txt"), 1, "empty.txt has no prompt")
     refuse(generate(place, "--prompts", "missing.txt"), 1, "missing.txt")
     refuse(generate(place, "--prompt", "", "--output", "never.txt"), 1, "the prompt '' has no tokens")
     refuse(generate(place, "--prompt", "a", "--chat"), 1, "has no chat template")
@@ -358,7 +363,7 @@ def test_json_is_one_document(place, name):
     assert (record["records"][0] if name == "latency" else record)["dataset"] == "ids.npy"
 
 
-def test_latency_in_json_tells_the_ratio_to_a_baseline(place):
+def test_latency_in_json_gives_the_ratio_to_a_baseline(place):
     common = (
         "latency",
         "--model-name",
@@ -372,6 +377,6 @@ def test_latency_in_json_tells_the_ratio_to_a_baseline(place):
     )
     assert streamlm(place, *common, "--output-dir", "json").returncode == 0
     baseline = "json/decoding_latency_dense_16_sink0.json"
-    told = json.loads(streamlm(place, *common, "--baseline", baseline, "--json").stdout)
-    assert told["against_baseline"]["ratio"] > 0
-    assert told["against_baseline"]["in_turns"] is False
+    record = json.loads(streamlm(place, *common, "--baseline", baseline, "--json").stdout)
+    assert record["against_baseline"]["ratio"] > 0
+    assert record["against_baseline"]["in_turns"] is False

@@ -3,15 +3,14 @@
 import re
 import signal
 import subprocess
-from typing import get_args
+import sys
 
 import pytest
-from command import ENVIRONMENT, command, streamlm
+from command import ENVIRONMENT, command, only_line, streamlm
 from project import ROOT
 from tiny_model import write_tiny_model
 
 from streamlm import __version__
-from streamlm.commands.measure import Method
 from streamlm.config import METHODS
 
 
@@ -68,7 +67,7 @@ def test_help_shows_an_example(name):
     assert f"Example: streamlm {name}" in " ".join(done.stdout.split())
 
 
-def test_help_is_in_groups_and_tells_the_exit_status():
+def test_help_is_in_groups_and_explains_the_exit_status():
     done = streamlm(ROOT, "--help")
     for group in ("Measure", "Write", "Look"):
         assert f"─ {group} ─" in done.stdout
@@ -79,12 +78,31 @@ def test_help_is_in_groups_and_tells_the_exit_status():
     assert re.findall(r"│ (\w+)  ", done.stdout) == list(COMMANDS)
 
 
+def test_commands_load_no_library_before_they_need_it():
+    code = (
+        "import sys, streamlm.cli; print(sorted({'torch', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_version_is_printed():
     assert streamlm(ROOT, "version").stdout == f"{__version__}\n"
 
 
-def test_methods_that_can_be_named_are_those_there_are():
-    assert get_args(Method) == METHODS
+@pytest.mark.parametrize("name", ["evaluate", "latency"])
+def test_methods_that_can_be_named_are_those_there_are(name):
+    assert complete(f"streamlm {name} --method ") == list(METHODS)
+    refused = streamlm(ROOT, name, "--method", "steaming")
+    assert only_line(refused, status=2).endswith(f"is not one of {', '.join(map(repr, METHODS))}.")
+
+
+def complete(typed):
+    """Return what bash is offered for a line that was typed so far."""
+    at = len(typed.split()) - (not typed.endswith(" "))
+    asked = {"_STREAMLM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(at)}
+    done = subprocess.run(command(), env=ENVIRONMENT | asked, capture_output=True, text=True)
+    return done.stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -93,16 +111,15 @@ def test_methods_that_can_be_named_are_those_there_are():
         ("streamlm ev", "evaluate"),
         ("streamlm ablate --abl", "--ablation-type"),
         ("streamlm evaluate --method st", "streaming"),
+        ("streamlm latency --method st", "streaming"),
+        ("streamlm evaluate --kv", "--kv-dtype"),
         ("streamlm evaluate --dataset-name wi", "wikitext"),
         ("streamlm compare --press Kn", "KnormPress"),
         ("streamlm figures --only long", "long_stream"),
     ],
 )
 def test_bash_completes(typed, offered):
-    words = typed.split()
-    asked = {"_STREAMLM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
-    done = subprocess.run(command(), env=ENVIRONMENT | asked, capture_output=True, text=True)
-    assert done.stdout.split() == [offered]
+    assert complete(typed) == [offered]
 
 
 def test_completion_script_for_bash_is_taken_by_bash(tmp_path):

@@ -39,7 +39,7 @@ def test_turns_are_the_tokens_of_the_whole_conversation(system):
 
 @torch.inference_mode()
 def answer_loss(model, cache, question, answer):
-    """Mean loss in nats of the tokens of an answer behind its question."""
+    """Mean loss in nats of the tokens of an answer after its question."""
     hidden = model.base_model(torch.tensor([question + answer]), past_key_values=cache).last_hidden_state[0]
     logits = model.get_output_embeddings()(hidden[-len(answer) - 1 : -1]).float()
     return torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
@@ -56,7 +56,7 @@ def read_dense(ids):
 
 
 def test_streaming_answers_past_the_trained_length_as_in_a_new_conversation(monkeypatch):
-    """Behind 12,000 tokens of talk about Wikipedia, known answers cost what they cost at the beginning.
+    """After 12,000 tokens of talk about Wikipedia, known answers cost what they cost at the beginning.
 
     Dense, which has read the very same tokens, finds them far less likely.
     """
@@ -86,8 +86,8 @@ def test_streaming_answers_past_the_trained_length_as_in_a_new_conversation(monk
 
     plain, dense_cache = read_dense(seen)
     losses = {"new": [], "streaming": [], "dense": []}
-    for question, told in ANSWERS.items():
-        answer = tokenizer.encode(told, add_special_tokens=False)
+    for question, expected in ANSWERS.items():
+        answer = tokenizer.encode(expected, add_special_tokens=False)
         turn = conversation.unread + template.turn(question)
         losses["new"].append(answer_loss(model, new_cache(), template.opening(question), answer))
         streaming = new_cache()

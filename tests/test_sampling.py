@@ -16,7 +16,7 @@ TOKENIZER = byte_tokenizer()
 
 
 class Scripted:
-    """A sampler that draws what it is told."""
+    """A sampler whose draws are given."""
 
     def __init__(self, ids):
         self.ids = iter(ids)
@@ -136,7 +136,7 @@ def test_sampling_out_of_range_is_refused(changes, message):
 
 
 def slow_greedy(model, prompt, n_new, n_sink, window_size):
-    """Greedy tokens of the slow twin, which reads everything anew for each."""
+    """Greedy tokens of the slow twin, which reads everything again for each."""
     ids = list(prompt)
     for _ in range(n_new):
         logits = reference.naive_logits(model, torch.tensor([ids]), [None, None], n_sink, window_size)
@@ -155,7 +155,7 @@ def test_batch_writes_what_each_prompt_alone_would():
         for _ in write_on(model, cache, prompts, writings):
             pass
     assert [writing.tokens for writing in writings] == alone
-    assert cache.stores[0].keys.shape[1] == 1  # the rows that ended made room
+    assert cache._stores[0].keys.shape[1] == 1  # the rows that ended made room
 
 
 def test_prompt_longer_than_a_pass_is_read_in_passes(monkeypatch):

@@ -1,86 +1,85 @@
 """`compare`: the same measurements under NVIDIA kvpress."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from streamlm.commands.inputs import Inputs, open_inputs
 from streamlm.commands.options import (
-    CACHE,
-    TEXT,
     ComputeOptions,
     OutputOptions,
-    SourceOptions,
+    SampleOptions,
     WindowSize,
+    cache_option,
     check_targets,
-    grouped,
+    text_option,
 )
+from streamlm.config import Compute, StreamConfig
 from streamlm.presses.grammar import PRESSES, check_budgets, compared_methods
+
+if TYPE_CHECKING:
+    from streamlm.records.types import Record
 
 COMPARED = ["KnormPress", "SnapKVPress", "TOVAPress", "ExpectedAttentionPress", "RandomPress"]
 
 
-@grouped
 def compare(
-    source: SourceOptions,
-    compute: ComputeOptions,
-    output: OutputOptions,
+    *,
+    source: SampleOptions,
     max_eval_tokens: Annotated[
-        int,
-        typer.Option(
-            min=6, help="Take so many ids: a fifth is scored after the others.", rich_help_panel=TEXT
-        ),
+        int, text_option(min=6, help="Take so many ids: the last fifth is scored after the others.")
     ] = 1281,
-    n_sink: Annotated[int, typer.Option(min=1, help="First tokens kept.", rich_help_panel=CACHE)] = 4,
+    n_sink: Annotated[int, cache_option(min=1, help="First tokens kept.")] = 4,
     window_size: WindowSize = 252,
     press: Annotated[
         list[str],
-        typer.Option(
-            help="A press of kvpress; any number of times.",
-            autocompletion=lambda: list(PRESSES),
-            rich_help_panel=CACHE,
-        ),
+        cache_option(help="A press of kvpress; any number of times.", autocompletion=lambda: list(PRESSES)),
     ] = COMPARED,
     interval: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Decoded tokens between two evictions of kvpress as it is.", rich_help_panel=CACHE
-        ),
+        int, cache_option(min=1, help="Decoded tokens between two evictions of kvpress as it is.")
     ] = 8,
+    compute: ComputeOptions,
+    output: OutputOptions,
 ) -> None:
     """Compare with NVIDIA kvpress at equal budgets: a context cut once, and token by token."""
     check_targets(output.output)
+    from streamlm.summaries.presses import comparison_text
+
+    methods = compared_methods(n_sink, press)
+    inputs = open_inputs(source, max_eval_tokens)
+    cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
+    comparison = _measure(inputs, compute, methods, cfg, interval)
+    output.write(comparison, comparison_text(comparison))
+
+
+def _measure(
+    inputs: Inputs, compute: Compute, methods: dict[str, str], cfg: StreamConfig, interval: int
+) -> "Record":
+    """Measure every method in both protocols, and return the comparison."""
     from streamlm.measure.progress import progress
     from streamlm.presses.decoding import DecodeConfig, measure_decoding
     from streamlm.presses.prefill import ContextConfig, measure_compression
     from streamlm.presses.setting import Setting
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import Run
-    from streamlm.summaries.presses import collect_comparison, comparison_text
+    from streamlm.summaries.presses import collect_comparison
 
-    capacity, methods = n_sink + window_size, compared_methods(n_sink, press)
-    stream, bootstrap = source.open(max_eval_tokens), BootstrapConfig()
-    n_ids = len(stream.ids)
-    scored = (n_ids - 1) // 5
-    contexts = ContextConfig(contexts=1, context_tokens=n_ids - 1 - scored, scored_tokens=scored)
-    check_budgets([capacity], n_sink, contexts.context_tokens)
-    decode = DecodeConfig(capacity=capacity, tokens=min(scored, n_ids - capacity), interval=interval)
+    n_tokens, capacity, bootstrap = len(inputs.ids), cfg.capacity, BootstrapConfig()
+    scored = (n_tokens - 1) // 5
+    contexts = ContextConfig(contexts=1, context_tokens=n_tokens - 1 - scored, scored_tokens=scored)
+    check_budgets([capacity], cfg.n_sink, contexts.context_tokens)
+    decode = DecodeConfig(capacity=capacity, tokens=min(scored, n_tokens - capacity), interval=interval)
     setting = Setting(
-        model_dir=stream.model_dir,
-        title=stream.title,
-        texts={stream.dataset: stream.ids},
-        compute=compute.compute,
+        model_dir=inputs.model_dir, title=inputs.title, texts={inputs.dataset: inputs.ids}, compute=compute,
         bootstrap=bootstrap,
-    )
+    )  # fmt: skip
     runs = {}
     with progress(len(methods) + 1, "method") as bar:
         for label, method in methods.items():
-            runs[label] = Run(
-                *measure_compression(
-                    setting, method=method, contexts=contexts, n_sink=n_sink, budgets=[capacity]
-                )
+            measured = measure_compression(
+                setting, method=method, contexts=contexts, n_sink=cfg.n_sink, budgets=[capacity]
             )
+            runs[label] = Run(*measured)
             bar.update()
-        decoding = Run(*measure_decoding(setting, n_sink=n_sink, decode=decode))
+        decoding = Run(*measure_decoding(setting, n_sink=cfg.n_sink, decode=decode))
         bar.update()
-    _, comparison, _ = collect_comparison(runs, decoding, stream.dataset, capacity, bootstrap)
-    output.show(comparison, lambda: comparison_text(comparison))
+    _, comparison, _ = collect_comparison(runs, decoding, inputs.dataset, capacity, bootstrap)
+    return comparison

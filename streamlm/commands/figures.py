@@ -5,34 +5,39 @@ from typing import Annotated
 
 import typer
 
-from streamlm.commands.options import OUTPUT
-from streamlm.figures.catalogue import FIGURES, find_figure
+from streamlm.commands.options import output_option
+
+
+def _names() -> list[str]:
+    """Return the names of all figures."""
+    from streamlm.figures.catalogue import FIGURES
+
+    return list(FIGURES)
 
 
 def figures(
-    results_dir: Annotated[
-        Path, typer.Option(help="Where the workflow wrote its records.", rich_help_panel=OUTPUT)
-    ] = Path("results"),
-    output_dir: Annotated[
-        Path, typer.Option(help="Write the figures here, .png.", rich_help_panel=OUTPUT)
-    ] = Path("figures"),
+    *,
+    results_dir: Annotated[Path, output_option(help="Where the workflow wrote its records.")] = Path(
+        "results"
+    ),
+    output_dir: Annotated[Path, output_option(help="Write the figures here, .png.")] = Path("figures"),
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Draw this one; any number of times.",
-            autocompletion=lambda: list(FIGURES),
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(help="Draw this one; any number of times.", autocompletion=_names),
     ] = None,
 ) -> None:
-    """Draw the figures from the records of a results folder; nothing is measured."""
-    unknown = [name for name in only or [] if name not in FIGURES]
-    if unknown:
-        raise typer.BadParameter(f"unknown figure {unknown[0]!r}; known are {', '.join(FIGURES)}")
+    """Draw the figures again from the records of a results folder; nothing is measured."""
+    from streamlm.figures.catalogue import FIGURES, find_figure
+
+    for name in only or []:
+        if name not in FIGURES:
+            raise typer.BadParameter(f"unknown figure {name!r}; known are {', '.join(FIGURES)}")
     from streamlm.figures.style import save_figure
 
     drawn = 0
-    for name in only or FIGURES:
+    for name in FIGURES:
+        if only and name not in only:
+            continue
         figure = find_figure(name)
         records = figure.records.read(results_dir)
         if records:
@@ -41,7 +46,7 @@ def figures(
             typer.echo(str(target))
             drawn += 1
         else:
-            missing = results_dir / figure.records.pattern
+            missing = results_dir / figure.records.pattern.format(corpus="*")
             typer.echo(f"{name} is left out: there is no {missing}", err=True)
     if not drawn:
         raise ValueError(f"no figure could be drawn from {results_dir}; give the --results-dir of a workflow")

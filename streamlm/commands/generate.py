@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -11,99 +12,120 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from streamlm.commands.options import (
-    OUTPUT,
     PACKAGED,
-    TEXT,
     AsJson,
     CacheOptions,
     ComputeOptions,
     ModelName,
     check_targets,
-    grouped,
+    drawing_option,
+    output_option,
     print_json,
+    text_option,
 )
-from streamlm.commands.writing import DRAWING, SamplingOptions, open_writer
+from streamlm.commands.writing import SamplingOptions, open_writer
 
 if TYPE_CHECKING:
     from streamlm.generate.sampling import Writing
 
 
-@grouped
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What is continued."""
+
+    prompt: Annotated[str | None, text_option(help="The text to continue.")] = None
+    prompts: Annotated[
+        Path | None, text_option(help="A UTF-8 file of prompts, one a line, read together.")
+    ] = None
+    as_chat: Annotated[bool, text_option("--chat", help="Ask each prompt in the model's chat template.")] = (
+        False
+    )
+
+    def read(self) -> list[str]:
+        """Return the prompts."""
+        if (self.prompt is None) == (self.prompts is None):
+            raise typer.BadParameter("give exactly one of --prompt and --prompts")
+        if self.prompts is None:
+            return [str(self.prompt)]
+        lines = [line for line in self.prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{self.prompts} has no prompt; write one a line")
+        return lines
+
+    def encode(self, tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+        """Return the token ids of every prompt."""
+        from streamlm.generate.chat import ChatTemplate
+
+        # Quietly: transformers warns of texts past the trained length, which are the point here.
+        plain = partial(tokenizer.encode, verbose=False)
+        encode = ChatTemplate(tokenizer).opening if self.as_chat else plain
+        ids = [encode(prompt) for prompt in prompts]
+        if not all(ids):
+            raise ValueError(f"the prompt {prompts[ids.index([])]!r} has no tokens; give some text")
+        return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOptions:
+    """Where a text ends."""
+
+    max_new_tokens: Annotated[
+        int, drawing_option(min=1, help="Write so many tokens; any number is fine.")
+    ] = 512
+    stop: Annotated[list[str] | None, drawing_option(help="End before this text; any number of times.")] = (
+        None
+    )
+    ignore_eos: Annotated[
+        bool, drawing_option("--ignore-eos", help="Continue after the model's own end.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse a stop text that every text contains."""
+        if "" in (self.stop or []):
+            raise typer.BadParameter("--stop needs a text; every text contains the empty one")
+
+
 def generate(
+    *,
+    model_name: ModelName = PACKAGED,
+    asked: PromptOptions,
+    end: EndOptions,
+    draws: SamplingOptions,
     cache: CacheOptions,
     compute: ComputeOptions,
-    draw: SamplingOptions,
-    model_name: ModelName = PACKAGED,
-    prompt: Annotated[str | None, typer.Option(help="The text to continue.", rich_help_panel=TEXT)] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="A UTF-8 file of prompts, one a line, read together.", rich_help_panel=TEXT),
-    ] = None,
-    as_chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Ask each prompt in the model's chat template.", rich_help_panel=TEXT),
-    ] = False,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Write so many tokens; any number is fine.", rich_help_panel=DRAWING)
-    ] = 512,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End before this text; any number of times.", rich_help_panel=DRAWING),
-    ] = None,
-    ignore_eos: Annotated[
-        bool,
-        typer.Option("--ignore-eos", help="Continue after the model's own end.", rich_help_panel=DRAWING),
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Write the text here, as it comes.", rich_help_panel=OUTPUT)
-    ] = None,
+    output: Annotated[Path | None, output_option(help="Write the text here, as it comes.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a prompt for as many tokens as you like, in constant memory."""
-    asked = _read_prompts(prompt, prompts)
-    if "" in (stop or []):
-        raise typer.BadParameter("--stop needs a text; every text contains the empty one")
+    """Continue a prompt, for as many tokens as you like, in constant memory."""
+    prompts = asked.read()
+    end.check()
     check_targets(output)
+    from streamlm.cache.sink_cache import SinkCache
     from streamlm.generate.sampling import Sampler, Writing, stop_ids
 
-    sampling = draw.sampling
-    opened, tokenizer = open_writer(model_name, compute.compute)
-    ids = _encode(tokenizer, asked, as_chat)
-    ends = set() if ignore_eos else stop_ids(opened.model, tokenizer)
-    writings = [
-        Writing(
-            tokenizer, Sampler(sampling), max_new_tokens=max_new_tokens, stop_ids=ends, stop_texts=stop or []
-        )
-        for _ in asked
-    ]
-    stream = cache.open(opened.model)
+    sampling = draws.check()
+    opened, tokenizer = open_writer(model_name, compute)
+    ids = asked.encode(tokenizer, prompts)
+    ends = set() if end.ignore_eos else stop_ids(opened.model, tokenizer)
+    limits: dict[str, Any] = {
+        "max_new_tokens": end.max_new_tokens, "stop_ids": ends, "stop_texts": end.stop or []
+    }  # fmt: skip
+    writings = [Writing(tokenizer, Sampler(sampling), **limits) for _ in prompts]
+    stream = SinkCache(opened.model.config, cache.n_sink, cache.window_size, kv_dtype=cache.kv_dtype)
     with ExitStack() as stack:
         target = None if as_json else sys.stdout
         if output is not None:
             target = stack.enter_context(output.open("w", encoding="utf-8"))
-        kv_bytes, seconds = _write(opened.model, stream, ids, writings, _Printer(target, asked, writings))
+        costs = _write(opened.model, stream, ids, writings, _Printer(target, prompts, writings))
     record = {
         "model": opened.title,
-        "n_sink": stream.cfg.n_sink,
-        "window_size": stream.cfg.window_size,
-        "capacity": stream.cfg.capacity,
+        **asdict(cache.cfg),
+        "capacity": cache.cfg.capacity,
         "dtype": compute.dtype,
         "storage": cache.kv_dtype or compute.dtype,
         **asdict(sampling),
-        "texts": [
-            {
-                "prompt": text,
-                "text": writing.text,
-                "prompt_tokens": len(tokens),
-                "new_tokens": len(writing.tokens),
-                "ended_by": writing.ended_by,
-            }
-            for text, tokens, writing in zip(asked, ids, writings, strict=True)
-        ],
-        "kv_tokens": stream.n_held,
-        "kv_bytes": kv_bytes,
-        "runtime_sec": seconds,
-        "tokens_per_sec": sum(len(writing.tokens) for writing in writings) / seconds,
+        "texts": [_describe(*each) for each in zip(prompts, ids, writings, strict=True)],
+        **costs,
     }
     if as_json:
         print_json(record)
@@ -113,8 +135,8 @@ def generate(
 
 def _write(
     model: Any, cache: Any, ids: list[list[int]], writings: "list[Writing]", printer: "_Printer"
-) -> tuple[int, float]:
-    """Write after every prompt; return the bytes of keys and values of all rows, and the seconds."""
+) -> dict[str, Any]:
+    """Continue every prompt; return the memory and the time that it took."""
     from streamlm.generate.sampling import write_on
     from streamlm.measure.progress import progress
 
@@ -127,7 +149,24 @@ def _write(
             kv_bytes = kv_bytes or cache.nbytes  # later, of the rows that have not ended
             if bar is not None:
                 bar.update()
-    return kv_bytes, time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+    return {
+        "kv_tokens": cache.n_held,
+        "kv_bytes": kv_bytes,
+        "runtime_sec": seconds,
+        "tokens_per_sec": sum(len(writing.tokens) for writing in writings) / seconds,
+    }
+
+
+def _describe(prompt: str, ids: Sequence[int], writing: "Writing") -> dict[str, Any]:
+    """Return the record of one text."""
+    return {
+        "prompt": prompt,
+        "text": writing.text,
+        "prompt_tokens": len(ids),
+        "new_tokens": len(writing.tokens),
+        "ended_by": writing.ended_by,
+    }
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -137,29 +176,6 @@ def _summary(record: dict[str, Any]) -> str:
         f"{record['tokens_per_sec']:.1f} tokens/s; {record['kv_tokens']:,} tokens kept in "
         f"{record['kv_bytes'] / 2**20:.1f} MiB of keys and values"
     )
-
-
-def _read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
-    if (prompt is None) == (prompts is None):
-        raise typer.BadParameter("give exactly one of --prompt and --prompts")
-    if prompts is None:
-        return [str(prompt)]
-    lines = [line for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{prompts} holds no prompt; write one a line")
-    return lines
-
-
-def _encode(tokenizer: Any, prompts: list[str], as_chat: bool) -> list[list[int]]:
-    """Return the token ids of every prompt."""
-    from streamlm.generate.chat import ChatTemplate
-
-    # Quietly: transformers warns of texts past the trained length, which are the point here.
-    encode = ChatTemplate(tokenizer).opening if as_chat else partial(tokenizer.encode, verbose=False)
-    ids = [encode(prompt) for prompt in prompts]
-    if not all(ids):
-        raise ValueError(f"the prompt {prompts[ids.index([])]!r} has no tokens; give some text")
-    return ids
 
 
 class _Printer:
@@ -175,14 +191,15 @@ class _Printer:
         return self.target is not None and self.target.isatty()
 
     def take(self, writing: "Writing", piece: str) -> None:
-        if self.target is None:
-            return
+        """Print what a new piece completes."""
         if len(self.prompts) == 1:
-            self.target.write(piece if writing.ended_by is None else piece + "\n")
-            self.target.flush()
+            self._print(piece if writing.ended_by is None else piece + "\n")
             return
         while self.n_shown < len(self.prompts) and self.writings[self.n_shown].ended_by is not None:
-            text = self.writings[self.n_shown].text
-            self.target.write(f"==> {self.prompts[self.n_shown]} <==\n{text}\n\n")
-            self.target.flush()
+            self._print(f"==> {self.prompts[self.n_shown]} <==\n{self.writings[self.n_shown].text}\n\n")
             self.n_shown += 1
+
+    def _print(self, text: str) -> None:
+        if self.target is not None:
+            self.target.write(text)
+            self.target.flush()

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamlm.commands.inputs import find_model
 from streamlm.commands.options import (
-    CACHE,
-    COMPUTE,
     PACKAGED,
     AsJson,
     KvDtype,
     ModelName,
     NSink,
-    find_model,
+    cache_option,
+    compute_option,
     print_json,
 )
 
@@ -27,21 +27,16 @@ MAY_SERVE = "its config does not rule it out; loading the model decides"
 
 
 def info(
+    *,
     model_name: ModelName = PACKAGED,
     n_sink: NSink = 4,
-    window_size: Annotated[
-        list[int], typer.Option(min=1, help="Any number of times.", rich_help_panel=CACHE)
-    ] = WINDOWS,
+    window_size: Annotated[list[int], cache_option(min=1, help="Any number of times.")] = WINDOWS,
     kv_dtype: KvDtype = None,
     context: Annotated[
         list[int],
-        typer.Option(
-            min=1, help="Tokens of text, to compare with dense; any number of times.", rich_help_panel=CACHE
-        ),
+        cache_option(min=1, help="Tokens of text, to compare with dense; any number of times."),
     ] = CONTEXTS,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the cache; as the weights if not given.", rich_help_panel=COMPUTE)
-    ] = None,
+    dtype: Annotated[str | None, compute_option(help="Of the cache; as the weights if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's layout, its KV bytes per token, and what windows cost and save."""

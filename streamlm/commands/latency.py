@@ -1,73 +1,58 @@
-"""`latency`: what a decoded token costs."""
+"""`latency`: how long decoding takes at a full cache."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from streamlm.commands.inputs import open_inputs
 from streamlm.commands.options import (
-    CACHE,
-    COMPUTE,
-    OUTPUT,
     AsJson,
     ComputeOptions,
+    MethodName,
     SourceOptions,
-    grouped,
+    cache_option,
+    compute_option,
+    output_option,
     print_json,
 )
 from streamlm.config import METHODS, as_asked
 
-TIMED, CAPACITIES, N_SINKS = [name for name in METHODS if METHODS[name].is_timed], [1024], [4]
+TIMED = [name for name, method in METHODS.items() if method.is_timed]
+CAPACITIES, N_SINKS = [1024], [4]
 
 
-@grouped
 def latency(
+    *,
     source: SourceOptions,
-    compute: ComputeOptions,
-    method: Annotated[
-        list[str],
-        typer.Option(
-            help=f"{', '.join(TIMED)}; any number of times.",
-            autocompletion=lambda: TIMED,
-            rich_help_panel=CACHE,
-        ),
-    ] = TIMED,
+    method: Annotated[list[MethodName], cache_option(help="Any number of times.")] = TIMED,
     capacity: Annotated[
-        list[int], typer.Option(min=1, help="Tokens kept; any number of times.", rich_help_panel=CACHE)
+        list[int], cache_option(min=1, help="Tokens kept; any number of times.")
     ] = CAPACITIES,
-    n_sink: Annotated[
-        list[int], typer.Option(min=1, help="Of streaming; any number of times.", rich_help_panel=CACHE)
-    ] = N_SINKS,
-    warmup_tokens: Annotated[int, typer.Option(min=1, help="Not timed.", rich_help_panel=COMPUTE)] = 4,
-    timed_tokens: Annotated[int, typer.Option(min=1, help="In each run.", rich_help_panel=COMPUTE)] = 8,
-    recompute_tokens: Annotated[
-        int, typer.Option(min=1, help="In each run of recompute.", rich_help_panel=COMPUTE)
-    ] = 1,
-    runs: Annotated[
-        int, typer.Option(min=2, help="In which the methods take turns.", rich_help_panel=COMPUTE)
-    ] = 5,
+    n_sink: Annotated[list[int], cache_option(min=1, help="Of streaming; any number of times.")] = N_SINKS,
+    warmup_tokens: Annotated[int, compute_option(min=1, help="Not timed.")] = 4,
+    timed_tokens: Annotated[int, compute_option(min=1, help="In each run.")] = 8,
+    recompute_tokens: Annotated[int, compute_option(min=1, help="In each run of recompute.")] = 1,
+    runs: Annotated[int, compute_option(min=2, help="In which the methods take turns.")] = 5,
+    compute: ComputeOptions,
     baseline: Annotated[
-        Path | None,
-        typer.Option(
-            help="Record of an earlier run on this machine, to compare with.", rich_help_panel=OUTPUT
-        ),
+        Path | None, output_option(help="Record of an earlier run on this machine, to compare with.")
     ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Write a record of each, .json.", rich_help_panel=OUTPUT)
-    ] = None,
+    output_dir: Annotated[Path | None, output_option(help="Write a record of each, .json.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time decoding at a full cache: milliseconds per token, memory."""
-    if not set(method) <= METHODS.keys():
-        raise typer.BadParameter(f"unknown --method in {method}; known are {', '.join(METHODS)}")
     from streamlm.experiment.plan import latency_label
     from streamlm.measure.latency import LatencyConfig, measure_latency
     from streamlm.records.files import read_record, write_json
+    from streamlm.records.types import LatencyRecord, check_record
     from streamlm.summaries.latency import comparison_line, latency_ratio, latency_rows, same_setting
     from streamlm.summaries.tables import as_markdown
 
-    stream = source.open()
+    inputs = open_inputs(source)
     earlier = None if baseline is None else read_record(baseline)
+    if earlier is not None:
+        check_record(earlier, LatencyRecord, str(baseline))
     amounts = LatencyConfig(
         warmup_tokens=warmup_tokens, timed_tokens=timed_tokens, recompute_tokens=recompute_tokens, runs=runs
     )
@@ -76,7 +61,7 @@ def latency(
         record
         for size in capacity
         for record in measure_latency(
-            **stream._asdict(), compute=compute.compute, capacity=size, cases=cases, latency=amounts
+            **inputs._asdict(), compute=compute, capacity=size, cases=cases, latency=amounts
         )
     ]
     if output_dir is not None:

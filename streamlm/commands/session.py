@@ -129,7 +129,9 @@ def hold_session(conversation: Conversation, title: str) -> None:
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PlainScreen()
     size = conversation.cache.cfg
-    screen.note(f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help says more")
+    screen.note(
+        f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help lists the commands"
+    )
     warned = False
     while True:
         try:
@@ -166,10 +168,10 @@ def answer(conversation: Conversation, line: str, screen: PlainScreen | Terminal
 
 
 def status(conversation: Conversation, rate: float | None) -> str:
-    """Return what the stream holds, in a line."""
+    """Return the size of the stream in a line."""
     cache = conversation.cache
     line = (
-        f"{cache.get_seq_length():,} tokens seen · {cache.n_held:,} held · "
+        f"{cache.get_seq_length():,} tokens seen · {cache.n_held:,} kept · "
         f"{cache.nbytes / 2**20:.1f} MiB of keys and values"
     )
     return line if rate is None else f"{line} · {rate:.1f} tokens/s"

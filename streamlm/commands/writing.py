@@ -1,51 +1,41 @@
-"""What `generate` and `chat` share: how tokens are drawn, and the model that writes."""
+"""What `generate` and `chat` share: how tokens are drawn, the model that writes, and its cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from streamlm.commands.options import find_model
+from streamlm.commands.inputs import find_model
+from streamlm.commands.options import drawing_option
 from streamlm.config import Compute
 
 if TYPE_CHECKING:
     from streamlm.generate.sampling import Sampling
     from streamlm.measure.open_model import OpenedModel
 
-DRAWING = "Drawing tokens"
-
-Temperature = Annotated[
-    float, typer.Option(min=0, help="0 takes the likeliest token.", rich_help_panel=DRAWING)
-]
+Temperature = Annotated[float, drawing_option(min=0, help="0 takes the likeliest token.")]
 TopP = Annotated[
-    float,
-    typer.Option(
-        min=0, max=1, help="Draw from the likeliest tokens of this much probability.", rich_help_panel=DRAWING
-    ),
+    float, drawing_option(min=0, max=1, help="Draw from the likeliest tokens of this much probability.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the draws.", rich_help_panel=DRAWING)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """How tokens are drawn."""
 
     temperature: Temperature = 0.0
     top_p: TopP = 1.0
-    seed: Seed = 0
+    seed: Annotated[int, drawing_option(help="Of the draws.")] = 0
 
-    @property
-    def sampling(self) -> "Sampling":
-        """What a writer takes."""
+    def check(self) -> "Sampling":
+        """Return how a writer draws; raise ValueError where typer lets a wrong number pass."""
         from streamlm.generate.sampling import Sampling
 
         return Sampling(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChatSamplingOptions(SamplingOptions):
-    """The same, livelier."""
+    """The same, with other defaults."""
 
     temperature: Temperature = 0.2
     top_p: TopP = 0.9
