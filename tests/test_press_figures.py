@@ -8,6 +8,7 @@ from conftest import MODELS, VOCAB
 from drawn import assert_printable, assert_tabled, assert_uncluttered, assert_written, bars, curves
 from numpy.testing import assert_allclose
 
+from streamlm.config import Compute
 from streamlm.figures.presses import (
     plot_comparison_metrics_table,
     plot_implementation_comparison,
@@ -16,6 +17,7 @@ from streamlm.figures.presses import (
 from streamlm.presses.decoding import DecodeConfig, measure_decoding
 from streamlm.presses.grammar import compared_methods
 from streamlm.presses.prefill import ContextConfig, measure_compression
+from streamlm.presses.setting import Setting
 from streamlm.stats import BootstrapConfig, paired_increase
 from streamlm.summaries.main import Run
 from streamlm.summaries.presses import (
@@ -42,15 +44,18 @@ def measured(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     MODELS[request.param]().save_pretrained(folder)
     texts = {name: np.random.default_rng(i).integers(0, VOCAB, 200) for i, name in enumerate(TEXTS)}
-    same = {
-        "model_dir": folder, "texts": texts, "n_sink": 2, "bootstrap": BOOTSTRAP, "device": "cpu",
-        "torch_threads": 1, "title": "SmolLM2-135M-Instruct, Q4_1 dequantised",
-    }  # fmt: skip
+    setting = Setting(
+        model_dir=folder,
+        title="SmolLM2-135M-Instruct, Q4_1 dequantised",
+        texts=texts,
+        compute=Compute(device="cpu", torch_threads=1),
+        bootstrap=BOOTSTRAP,
+    )
+    same = {"contexts": CONTEXTS, "n_sink": 2, "budgets": BUDGETS}
     runs = {
-        label: Run(*measure_compression(method=method, contexts=CONTEXTS, budgets=BUDGETS, **same))
-        for label, method in METHODS.items()
+        label: Run(*measure_compression(setting, method=method, **same)) for label, method in METHODS.items()
     }
-    return runs, Run(*measure_decoding(decode=DECODE, **same))
+    return runs, Run(*measure_decoding(setting, n_sink=2, decode=DECODE))
 
 
 @pytest.fixture(scope="module")
