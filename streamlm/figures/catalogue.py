@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamlm.config import ROLES
 from streamlm.records.files import read_record
 from streamlm.records.types import ComparisonRecord, Record, ResultRecord, check_record
 from streamlm.summaries.tables import Row
@@ -30,8 +31,6 @@ FIGURES = (
     "press_sweep",
     "comparison_metrics_table",
 )
-
-ROLES = ("wikitext", "pg19")  # the texts of the packaged experiment, which come first
 
 
 @dataclass(frozen=True)
