@@ -165,7 +165,10 @@ def test_record_of_another_model_is_refuted(made, results):
     [
         (lambda path: path.with_suffix(".npy").unlink(), "cannot read the losses"),
         (lambda path: path.write_text("{"), "is not JSON"),
-        (lambda path: path.write_text('{"streaming": {}}'), "is not a RunRecord of this version of streamlm"),
+        (
+            lambda path: path.write_text('{"streaming": {}}'),
+            "is not a run record of this version of streamlm",
+        ),
     ],
     ids=["no losses", "broken", "old"],
 )

@@ -1,5 +1,6 @@
 """The fields of the records, as JSON has them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -237,9 +238,10 @@ def check_record(record: Mapping[str, Any], record_type: Any, name: str) -> None
     """
     for path, fits in _fields(record, record_type, ""):
         if not fits:
+            what = re.sub(r"\B([A-Z])", r" \1", record_type.__name__).lower()  # RunRecord: run record
             raise ValueError(
-                f"{name} is not a {record_type.__name__} of this version of streamlm: {path!r} is missing or "
-                "of another type; measure again, or use the version that made it"
+                f"{name} is not a {what} of this version of streamlm: {path!r} is missing or of another type; "
+                "measure again, or use the version that made it"
             )
 
 
