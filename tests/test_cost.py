@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost
 from streamlm.cache.attention import QUERY_BLOCK
-from streamlm.cache.models import prepare
+from streamlm.cache.prepare import prepare
 from streamlm.config import StreamConfig
 from streamlm.measure.perplexity import KEEP_EVERY
 from streamlm.measure.scoring import score_stream
