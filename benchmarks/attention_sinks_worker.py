@@ -1,6 +1,6 @@
 """The PyPI package `attention-sinks`, stepped by `decoding.py` from an environment of its own.
 
-Reads one JSON command per line and answers each with one line; idle, it waits and takes no processor time.
+Reads one JSON command per line and answers each with one line; between commands it uses no processor time.
 
     {"do": "load", "window": R}     the model with 4 sinks and the last R tokens, an empty cache
     {"do": "fill", "stop": n}       the tokens before n, in one pass
@@ -30,18 +30,18 @@ def old_config(folder, target):
 
 
 class Stepper:
-    """A model, its cache and a place in the stream."""
+    """A model, its cache and a position in the stream."""
 
     def __init__(self, folder, stream, window):
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, attention_sink_size=4, attention_sink_window_size=window, torch_dtype=torch.float32
         ).eval()
-        self.stream, self.cache, self.place = stream, None, 0
+        self.stream, self.cache, self.position = stream, None, 0
 
     def forward(self, count):
-        ids = self.stream[:, self.place : self.place + count]
+        ids = self.stream[:, self.position : self.position + count]
         out = self.model(ids, past_key_values=self.cache, use_cache=True)
-        self.cache, self.place = out.past_key_values, self.place + count
+        self.cache, self.position = out.past_key_values, self.position + count
         return out.logits[:, -1]
 
     def steps(self, count):
@@ -54,7 +54,7 @@ class Stepper:
         losses = []
         for _ in range(count):
             logits = self.forward(1)
-            losses.append(torch.nn.functional.cross_entropy(logits, self.stream[:, self.place]).item())
+            losses.append(torch.nn.functional.cross_entropy(logits, self.stream[:, self.position]).item())
         return losses
 
 

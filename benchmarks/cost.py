@@ -1,4 +1,4 @@
-"""What the paper's long streams would cost with this harness, on paper: `python benchmarks/cost.py`.
+"""Estimate what the paper's long streams would cost with this harness: `python benchmarks/cost.py`.
 
 Arithmetic from the shapes of the models, scaled by the throughput in benchmarks/scoring.txt for the machine
 that was measured there, and by data sheets for GPUs: nothing here was run on one. docs/cost.md reads the
@@ -18,7 +18,7 @@ N_TOKENS = 4_000_000
 BYTES = 2  # of a bfloat16
 QUERY_BLOCK = 128  # streamlm.cache.attention.QUERY_BLOCK
 KEEP_EVERY = 8_192  # tokens between two checkpoints, streamlm.measure.perplexity.KEEP_EVERY
-WORKSPACE = 1e9  # bytes of a pass of 1,024 tokens beside weights and cache, assumed
+WORKSPACE = 1e9  # bytes of a pass of 1,024 tokens, without weights and cache, assumed
 USED = 0.4  # share of a GPU's peak that matrix products reach, assumed
 # Moved per head, query and key by streamlm.cache.attention.attend: products, mask, softmax in float32.
 SCORE_BYTES = 24
@@ -124,7 +124,7 @@ def measured_rate(text: str) -> float:
     if not rate or "smollm2-135m-instruct, 4+508;" not in text or "tokens in bfloat16, in" not in text:
         raise ValueError(
             "benchmarks/scoring.txt must hold a long bfloat16 stream of SmolLM2-135M with 4+508; "
-            "make it anew with `python benchmarks/scoring.py --long 500000 --long-dtype bfloat16`"
+            "make it with `python benchmarks/scoring.py --long 500000 --long-dtype bfloat16`"
         )
     return float(rate[1])
 

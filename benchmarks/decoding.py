@@ -1,14 +1,14 @@
 """What a decoding step costs at a full cache: `make bench-decoding`.
 
 1. The cache alone, with the shapes of the packaged model: our store, concatenation as `DynamicCache` does it,
-   and turning the whole window at every token as transformers' former `SinkCache` did.
+   and rotating the whole window at every token as transformers' former `SinkCache` did.
 2. The whole model: ours; `DynamicCache` holding as many tokens, on the same linear layers; the PyPI package
    `attention-sinks`, which runs in an environment and a process of its own on the same weights, text and
    threads (its losses first: both keep the same tokens); and transformers as it is, `DynamicCache` on linear
    layers that are not split.
 3. A long generation with our cache: time and resident memory of every token.
 
-All that is compared is timed in turns, so that a noisy neighbour meets all; a ratio is taken within a turn.
+All are timed in turns, so that a busy machine slows all of them; a ratio is taken within a turn.
 Prints the tables and writes everything to a JSON file, which `plot_decoding.py` draws.
 """
 
@@ -26,16 +26,17 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.utils.logging import disable_progress_bar
 
-from streamlm.cache.models import load_model, model_title, read_model
-from streamlm.cache.rope import Rotary, rotation
+from streamlm.cache.models import read_model
+from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.measure.device import use_threads
+from streamlm.config import Compute
+from streamlm.measure.open_model import open_model
 from streamlm.provenance import processor_name
 from streamlm.stats import trend
 
 N_SINK = 4
 OURS, DYNAMIC, THEIRS, STOCK = "SinkCache", "DynamicCache", "attention-sinks 0.4.0", "transformers as it is"
-CONCATENATE, TURN_ALL = "concatenating", "turning the window"
+CONCATENATE, ROTATE_ALL = "concatenating", "rotating the window"
 RUN = 100  # tokens; of the long generation, medians of such runs are kept
 
 
@@ -48,9 +49,10 @@ class Ours:
         self.step(many, many)
 
     def step(self, keys, values):
-        self.cache.begin(keys.shape[2], self.rotary, torch.float32, None)
+        self.cache._begin_pass(keys.shape[2], self.rotary, torch.float32, None)
         for i in range(len(self.cache.layers)):
             self.cache.update(keys, values, i)
+        self.cache._end_pass()
 
 
 class Concatenating:
@@ -67,14 +69,15 @@ class Concatenating:
             self.cache.update(keys, values, i)
 
 
-class TurningAll:
-    """Shift the window by one and turn all of it, as transformers' former SinkCache did."""
+class RotatingAll:
+    """Shift the window by one and rotate all of it, as transformers' former SinkCache did."""
 
     def __init__(self, config, capacity, inv_freq):
         shape = (1, config.num_key_value_heads, capacity, config.head_dim)
         self.layers = [(torch.randn(shape), torch.randn(shape)) for _ in range(config.num_hidden_layers)]
         back = torch.full((capacity - N_SINK - 1,), -1)  # it held a table with a row for every kept key
-        self.cos, self.sin = (x.repeat(1, 2) for x in rotation(inv_freq, back, torch.float32))
+        rotation = Rotary(inv_freq).by(back, torch.float32)
+        self.cos, self.sin = (x.repeat(1, 2) for x in (rotation.cos, rotation.sin))
 
     def step(self, keys, values):
         for i, (old_keys, old_values) in enumerate(self.layers):
@@ -93,7 +96,7 @@ def time_updates(config, inv_freq, capacity, repeats, steps=16):
     caches = {
         OURS: Ours(config, capacity, inv_freq),
         CONCATENATE: Concatenating(config, capacity, inv_freq),
-        TURN_ALL: TurningAll(config, capacity, inv_freq),
+        ROTATE_ALL: RotatingAll(config, capacity, inv_freq),
     }
     one = torch.randn(1, config.num_key_value_heads, 1, config.head_dim)
     times = {name: [] for name in caches}
@@ -112,15 +115,15 @@ class InProcess:
     """A model of ours or of transformers', stepped along the stream with its cache full."""
 
     def __init__(self, model, cache, stream, fill):
-        self.model, self.cache, self.stream, self.place = model, cache, stream, fill
+        self.model, self.cache, self.stream, self.position = model, cache, stream, fill
         model(stream[:, :fill], past_key_values=cache)
 
     def steps(self, count):
         """Return milliseconds per token, greedy choice included."""
         begin = time.perf_counter()
-        for t in range(self.place, self.place + count):
+        for t in range(self.position, self.position + count):
             self.model(self.stream[:, t : t + 1], past_key_values=self.cache).logits[:, -1].argmax(-1)
-        self.place += count
+        self.position += count
         return 1e3 * (time.perf_counter() - begin) / count
 
 
@@ -129,9 +132,9 @@ class Growing(InProcess):
 
     def steps(self, count):
         """See `InProcess.steps`."""
-        self.cache.crop(self.place - count // 2)
+        self.cache.crop(self.position - count // 2)
         ms = super().steps(count)
-        self.place -= count
+        self.position -= count
         return ms
 
 
@@ -143,7 +146,7 @@ class Worker:
         threads = str(torch.get_num_threads())
         command = [python, script, "--model", model, "--tokens", tokens, "--threads", threads]
         self.process = subprocess.Popen(
-            [str(part) for part in command],
+            [str(word) for word in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -168,16 +171,16 @@ def time_decoding(ours, plain, stock, worker, stream, capacity, repeats, steps=1
     """Return milliseconds per token of the four, a list of `repeats` by name."""
     worker.ask(do="load", window=capacity - N_SINK - 1)  # trims after the step: one less of ours
     worker.ask(do="fill", stop=capacity)
-    sides = {
+    steppers = {
         OURS: InProcess(ours, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
         DYNAMIC: Growing(plain, DynamicCache(config=plain.config), stream, capacity),
         THEIRS: worker,
         STOCK: Growing(stock, DynamicCache(config=stock.config), stream, capacity),
     }
-    times = {name: [] for name in sides}
+    times = {name: [] for name in steppers}
     for turn in tqdm(range(repeats + 1), unit="turn", disable=None):
-        for name, side in sides.items():
-            ms = side.steps(steps)
+        for name, stepper in steppers.items():
+            ms = stepper.steps(steps)
             if turn:  # the first warms up
                 times[name].append(ms)
     return times
@@ -240,7 +243,7 @@ def measure_long(model, stream, capacity, n_tokens):
 
 
 def spread(values, digits=2):
-    """Return median [least, most]."""
+    """Return median [min, max]."""
     return f"{np.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
@@ -252,6 +255,16 @@ def table(by_capacity, names):
         rows.append([capacity, *(spread(times[name]) for name in names), *ratios])
     headers = ["held", *(f"{name}, ms" for name in names), *(f"{name} / ours" for name in names[1:])]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def print_trends(long, n_tokens):
+    """Print the median of time and memory along the long generation, with their trends."""
+    for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):
+        slope, low, high = long[f"{name}_trend"]
+        print(
+            f"\nGenerating {n_tokens} tokens with {N_SINK}+508: {np.median(long[name]):.2f} {unit}, "
+            f"trend {slope:+.4f} [{low:+.4f}, {high:+.4f}] {unit} per 1,000 tokens"
+        )
 
 
 def main():
@@ -268,19 +281,19 @@ def main():
     stream = torch.from_numpy(np.load(tokens))[None]
 
     disable_progress_bar()
-    use_threads("auto")
-    ours = load_model(options.model, dtype=torch.float32, device="cpu")
+    opened = open_model(options.model, Compute(device="cpu"))
+    ours = opened.model
     plain = read_model(options.model, dtype=torch.float32, device="cpu")
     stock = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     worker = Worker(options.theirs, options.model, tokens)
     machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
-    about = f"{model_title(ours)}; {machine}; median [least, most] of {options.repeats} turns"
+    about = f"{opened.title}; {machine}; median [min, max] of {options.repeats} turns"
     print(about)
 
     inv_freq = ours.base_model.rotary_emb.inv_freq
     updates = {n: time_updates(ours.config, inv_freq, n, options.repeats) for n in (512, 1024, 2048, 4096)}
     print("\nCache update, per step:\n")
-    print(table(updates, [OURS, CONCATENATE, TURN_ALL]))
+    print(table(updates, [OURS, CONCATENATE, ROTATE_ALL]))
 
     difference = compare_losses(ours, worker, stream, 512, options.losses)
     print(f"\nLosses of {options.losses} tokens with {N_SINK}+508, ours and {THEIRS}:", end=" ")
@@ -294,13 +307,7 @@ def main():
     del plain, stock
     worker.process.stdin.close()
     long = measure_long(ours, stream, 512, options.long)
-    for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):
-        slope, low, high = long[f"{name}_trend"]
-        values = np.array(long[name])
-        print(
-            f"\nGenerating {options.long} tokens with {N_SINK}+508: {np.median(values):.2f} {unit},", end=" "
-        )
-        print(f"trend {slope:+.4f} [{low:+.4f}, {high:+.4f}] {unit} per 1,000 tokens")
+    print_trends(long, options.long)
     record = {"about": about, "updates": updates, "losses_differ_nats": difference, "decoding": decoding}
     options.output.write_text(json.dumps(record | {"long": long}, indent=1) + "\n")
 

@@ -35,7 +35,7 @@ def make_project(place):
 
 
 def start(place, *args, said="said.txt"):
-    """Start snakemake in a process group of its own; what it says goes to the file `said`."""
+    """Start snakemake in a process group of its own; its output goes to the file `said`."""
     command = [sys.executable, "-m", "snakemake", *args, "--configfile"]
     with (place / said).open("w") as file:
         return subprocess.Popen(
@@ -45,7 +45,7 @@ def start(place, *args, said="said.txt"):
 
 
 def run(place, *args):
-    """Run snakemake to its end; return whether it succeeded, and what it said."""
+    """Run snakemake to its end; return whether it succeeded, and its output."""
     process = start(place, *args)
     return process.wait() == 0, (place / "said.txt").read_text()
 
@@ -60,26 +60,26 @@ def end_group(process, number):
         except ProcessLookupError:
             return
         if number == signal.SIGKILL:
-            os.killpg(process.pid, number)  # one that was being born
+            os.killpg(process.pid, number)  # a process that was just being started
         time.sleep(0.05)
 
 
 def contents(place):
-    """Return what every finished file holds, by name; of records, all but times."""
-    found = {}
+    """Return the content of every finished file, by name; of records, all but times."""
+    files = {}
     for path in sorted([*(place / RESULTS).rglob("*"), *(place / "data").rglob("*.npy")]):
         if path.suffix == ".json":
-            found[str(path.relative_to(place))] = without_times(json.loads(path.read_bytes()))
+            files[str(path.relative_to(place))] = without_times(json.loads(path.read_bytes()))
         elif path.suffix == ".npy":
-            found[str(path.relative_to(place))] = path.read_bytes()
-    return {name: content for name, content in found.items() if "/." not in name}
+            files[str(path.relative_to(place))] = path.read_bytes()
+    return {name: content for name, content in files.items() if "/." not in name}
 
 
 def without_times(value):
     """Return a JSON value without the fields that hold a measured time."""
     if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key not in TIMED}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
+        return {key: without_times(item) for key, item in value.items() if key not in TIMED}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def leftovers(place):

@@ -105,7 +105,7 @@ def draw_visibility() -> Drawing:
 
 
 def draw_positions() -> Drawing:
-    """Return where the tokens that query 11 sees stand in the text, and in the cache."""
+    """Return the positions of the tokens that query 11 sees, in the text and in the cache."""
     query, left = 11, 150
     seen = [j for j in range(query + 1) if fill_of(query, j, CFG) != HIDDEN]
     drawing = Drawing(680, 300, "Positions in the text and in the cache")
@@ -113,46 +113,48 @@ def draw_positions() -> Drawing:
     drawing.text(left - 16, 190 + CELL / 2, "in the cache", anchor="end")
     for j in range(query + 1):
         drawing.cell(left + 40 * j, 60, fill_of(query, j, CFG), j)
-    for place, j in enumerate(seen):
-        x = left + 40 * place
+    for position, j in enumerate(seen):
+        x = left + 40 * position
         drawing.arrow(left + 40 * j + CELL / 2, 60 + CELL, x + CELL / 2, 188)
-        drawing.cell(x, 190, fill_of(query, j, CFG), place)
+        drawing.cell(x, 190, fill_of(query, j, CFG), position)
     drawing.text(
         left,
         24,
-        "query t = 11 sees two sinks and the window; its place is p(t) = min(11, 5) = 5",
+        "query t = 11 sees two sinks and the window; its position is p(t) = min(11, 5) = 5",
         anchor="start",
     )
-    drawing.text(left, 246, "sink 0 is 11 tokens behind in the text, and 5 in the cache;", anchor="start")
     drawing.text(
-        left, 268, "a window key is as far behind in both, so only the sinks need a turn", anchor="start"
+        left, 246, "sink 0 is 11 tokens before the query in the text, and 5 in the cache;", anchor="start"
+    )
+    drawing.text(
+        left, 268, "a window key is equally far in both, so only the sinks need a rotation", anchor="start"
     )
     return drawing
 
 
 def draw_ring() -> Drawing:
-    """Return what the slots hold after some numbers of tokens."""
-    drawing = Drawing(680, 372, "The ring: token u lies in slot 2 + (u - 2) % 4")
+    """Return the tokens in the slots after some numbers of tokens."""
+    drawing = Drawing(680, 372, "The ring: token u is in slot 2 + (u - 2) % 4")
     left = 210
 
-    def place(slot: int) -> int:
+    def left_of(slot: int) -> int:
         return left + slot * 44 + (0 if slot < CFG.n_sink else 20)
 
     drawing.text(left - 16, 40, "slot", anchor="end")
     for slot in range(CFG.capacity):
-        drawing.text(place(slot) + CELL / 2, 40, slot)
+        drawing.text(left_of(slot) + CELL / 2, 40, slot)
     for row, n_seen in enumerate((6, 7, 8, 10)):
         y = 64 + 62 * row
         drawing.text(left - 16, y + CELL / 2, f"after {n_seen} tokens", anchor="end")
-        held = {s: s for s in range(CFG.n_sink)}
-        held |= {slot_of(u, CFG): u for u in range(CFG.n_sink, n_seen)}
-        for slot, token in held.items():
+        tokens = {s: s for s in range(CFG.n_sink)}
+        tokens |= {slot_of(u, CFG): u for u in range(CFG.n_sink, n_seen)}
+        for slot, token in tokens.items():
             newest = token == n_seen - 1
-            drawing.cell(place(slot), y, SINK if slot < CFG.n_sink else NEW if newest else WINDOW, token)
+            drawing.cell(left_of(slot), y, SINK if slot < CFG.n_sink else NEW if newest else WINDOW, token)
             if newest:
-                drawing.frame(place(slot), y, CELL, CELL)
-        turn = n_seen - 1 - min(n_seen - 1, CFG.capacity - 1)
-        drawing.text(left + 310, y + CELL / 2, f"sinks turned by {turn}", anchor="start")
+                drawing.frame(left_of(slot), y, CELL, CELL)
+        nearer = n_seen - 1 - min(n_seen - 1, CFG.capacity - 1)
+        drawing.text(left + 310, y + CELL / 2, f"sinks rotated by {nearer}", anchor="start")
     drawing.legend(left - 190, 316, (SINK, "sinks: never overwritten"))
     drawing.legend(left + 30, 316, (NEW, "the newest token"))
     drawing.frame(left + 30, 316, CELL, CELL)

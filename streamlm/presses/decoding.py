@@ -18,7 +18,7 @@ from streamlm.measure.memory import held_bytes
 from streamlm.presses.adapter import attached, make_decoding_press
 from streamlm.presses.agreement import Agreement, compare_hidden
 from streamlm.presses.grammar import STREAMLM, Press, check_budgets
-from streamlm.presses.setting import Setting, name_text, open_setting, step
+from streamlm.presses.setting import Setting, Sizes, name_text, open_setting, step
 from streamlm.records.types import Record
 
 PROTOCOL = "streaming decode: a prompt fills all but one entry, then every token is decoded by itself"
@@ -27,21 +27,12 @@ ROUNDS = 20  # of eviction, after which the survivors are reported
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeConfig:
-    """What is decoded.
-
-    Raises:
-        ValueError: if a number is below 1.
-    """
+class DecodeConfig(Sizes):
+    """What is decoded."""
 
     capacity: int  # entries that a query sees, its own included
     tokens: int  # decoded after a prompt of capacity - 1
     interval: int  # tokens between two evictions of kvpress as it is
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
 
     @property
     def n_ids(self) -> int:

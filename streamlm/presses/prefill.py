@@ -27,7 +27,7 @@ from streamlm.presses.adapter import (
 )
 from streamlm.presses.agreement import Agreement, compare_hidden
 from streamlm.presses.grammar import DENSE_PREFILL, OURS, STREAMLM, check_budgets, check_context, parse_press
-from streamlm.presses.setting import Setting, name_text, open_setting, step
+from streamlm.presses.setting import Setting, Sizes, name_text, open_setting, step
 from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig
 
@@ -39,21 +39,12 @@ TIMED_TOKENS = 4  # decoded one by one after the full budget
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextConfig:
-    """How much is read and scored, in tokens.
-
-    Raises:
-        ValueError: if a number is below 1.
-    """
+class ContextConfig(Sizes):
+    """How much is read and scored, in tokens."""
 
     contexts: int  # pieces of the text, each a stream of its own
     context_tokens: int  # of each, to be compressed
     scored_tokens: int  # of each, after it
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
 
     @property
     def n_ids(self) -> int:

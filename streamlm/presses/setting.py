@@ -23,6 +23,20 @@ Texts = Mapping[str, np.ndarray]  # token ids (N,) by the true name of the text
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Whole numbers of a comparison.
+
+    Raises:
+        ValueError: if one is below 1.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What a comparison is made on.
 
