@@ -9,11 +9,11 @@ from small_run import RESULTS, TARGETS
 # What needs no measured time; the main comparison shows how long scoring took.
 DRAW = """
 import sys
-from streamlm import records
-from streamlm.figures import main as figures
-from streamlm.figures import style as plotting
-kind, record, target = sys.argv[1:]
-plotting.save_figure(target, getattr(figures, f"plot_{kind}")(records.read_record(record)))
+from streamlm.figures.catalogue import find_figure
+from streamlm.figures.style import save_figure
+from streamlm.records.files import read_record
+name, record, target = sys.argv[1:]
+save_figure(target, find_figure(name).plot([read_record(record)]))
 """
 
 

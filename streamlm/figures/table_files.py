@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from streamlm.figures.catalogue import Figure
+from streamlm.figures.entry import Figure
 from streamlm.records.files import write_text
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
@@ -21,7 +21,7 @@ def write_tables(figure: Figure, name: str, records: Sequence[Record], targets: 
     """Write the table of a figure to every target, as its suffix says.
 
     Args:
-        figure: its entry in the catalogue.
+        figure: the entry of its module.
         name: of the figure.
         records: that the figure is drawn from, in its order.
         targets: files that end in .csv, .tex or .html.
