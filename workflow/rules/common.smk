@@ -9,6 +9,7 @@ COMPARED = plan.plan_comparison(config)
 GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measuring job asks for
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
+
 def code_of(*files):
     """Return the fingerprint of files and of all project code they import: a rule with it reruns when they change."""
     return code_fingerprint(*(f"{workflow.basedir}/{file}" for file in files))
