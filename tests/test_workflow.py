@@ -51,7 +51,7 @@ READING = {"extract_sample", "tokenise_corpus"}
 FROM_HUB = {"fetch_model", "fetch_sample"}
 FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
 # The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
-# follows. A module that is not named has the rules of its wing; `plot_figure` has a figure's own module besides.
+# follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
 IMPORTING = {
     "__init__ cli py.typed": set(),
     "commands experiment generate": set(),

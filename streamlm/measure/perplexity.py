@@ -3,20 +3,31 @@
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from streamlm.config import Compute, Method, StreamConfig
+from streamlm.config import Compute, Method, StreamConfig, find_method
 from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.open_model import OpenedModel, open_model
 from streamlm.measure.scorers import Task, score
 from streamlm.measure.scoring import CHUNK
 from streamlm.records.files import hash_ids
-from streamlm.records.types import RunRecord
+from streamlm.records.types import Record, RunRecord
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
 
 KEEP_EVERY = 8 * CHUNK  # tokens between two checkpoints
+
+
+def options_of(run: Record) -> dict[str, Any]:
+    """Return what `measure_perplexity` takes, from a run as the workflow plans it, by names."""
+    return {
+        "method": find_method(run["method"]),
+        "cfg": StreamConfig(**run["cfg"]),
+        "compute": Compute(**run["compute"]),
+        "positions": run["positions"],
+    }
 
 
 def measure_perplexity(

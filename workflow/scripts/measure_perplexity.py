@@ -3,9 +3,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlm.config import Compute, StreamConfig, find_method
 from streamlm.measure.checkpoint import discard_checkpoint
-from streamlm.measure.perplexity import measure_perplexity
+from streamlm.measure.perplexity import measure_perplexity, options_of
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
 
@@ -16,10 +15,7 @@ record, losses = measure_perplexity(
     title=snakemake.params.title,
     ids=np.load(snakemake.input.tokens)[: snakemake.params.run["max_eval_tokens"]],
     dataset=snakemake.params.dataset,
-    method=find_method(snakemake.params.run["method"]),
-    cfg=StreamConfig(**snakemake.params.run["cfg"]),
-    positions=snakemake.params.run["positions"],
-    compute=Compute(**snakemake.params.run["compute"]),
+    **options_of(snakemake.params.run),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
     checkpoint=snakemake.params.checkpoint,
 )
