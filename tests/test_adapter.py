@@ -12,7 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 from streamlm.presses.adapter import (
     attached,
     attention_modules,
-    check_held,
+    check_budget,
     check_model,
     exact_ratio,
     make_press,
@@ -23,14 +23,22 @@ from streamlm.presses.grammar import PRESSES, parse_press
 
 pytestmark = pytest.mark.kvpress
 
-TEXTS = {
-    "CriticalKVPress": "CriticalKVPress(KnormPress)",
-    "KeyRerotationPress": "KeyRerotationPress(StreamingLLMPress(n_sink=2))",
-    "LagKVPress": "LagKVPress(n_sink=2, lag_size=4)",
-    "SnapKVPress": "SnapKVPress(window_size=4)",
-}
-KEYS_ONLY = [name for name in PRESSES if not parse_press(TEXTS.get(name, name)).needs_queries]
 N_TOKENS = 24
+
+
+def as_written(name, spec):
+    """The press with as few arguments as the short text of these tests allows."""
+    arguments = ["KnormPress"] * spec.wraps + ["window_size=4"] * (spec.window_size > 0)
+    return f"{name}({', '.join(arguments)})"
+
+
+TEXTS = [
+    *(as_written(name, spec) for name, spec in PRESSES.items()),
+    "KeyRerotationPress(StreamingLLMPress(n_sink=2))",
+    "LagKVPress(n_sink=2, lag_size=4)",
+    "CURPress(num_sinks=2, leverage_type='key', use_random_leverage=True)",
+]
+KEYS_ONLY = [text for text in TEXTS if not parse_press(text).needs_queries]
 
 
 def ids():
@@ -61,11 +69,10 @@ def test_obvious_ratio_would_fall_short():
 
 
 @pytest.mark.parametrize("n_kept", [9, 16, 23])
-@pytest.mark.parametrize("name", PRESSES)
-def test_every_press_keeps_exactly_the_budget_as_kvpress_does(name, n_kept):
-    text = TEXTS.get(name, name)
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_press_keeps_exactly_the_budget_as_kvpress_does(text, n_kept):
     ours, theirs = (compressed(tiny_llama(), text, n_kept, own=own) for own in (False, True))
-    check_held(ours, n_kept)
+    check_budget(ours, n_kept)
     for layer, other in zip(ours.layers, theirs.layers, strict=True):
         assert_close(layer.keys, other.keys)
         assert_close(layer.values, other.values)
@@ -74,25 +81,25 @@ def test_every_press_keeps_exactly_the_budget_as_kvpress_does(name, n_kept):
 def test_wrong_count_is_an_error():
     cache = compressed(tiny_llama(), "KnormPress", 9)
     with pytest.raises(ValueError, match="layers hold 9 to 9 tokens where the budget is 10"):
-        check_held(cache, 10)
+        check_budget(cache, 10)
 
 
-@pytest.mark.parametrize("name", KEYS_ONLY)
-def test_presses_that_need_only_keys_run_on_neox(name):
-    check_held(compressed(tiny_neox(), TEXTS.get(name, name), 9), 9)
+@pytest.mark.parametrize("text", KEYS_ONLY)
+def test_presses_that_need_only_keys_run_on_neox(text):
+    check_budget(compressed(tiny_neox(), text, 9), 9)
 
 
 def test_other_presses_are_refused_on_neox_with_the_reason():
     model = tiny_neox()
-    for name in PRESSES:
-        press = parse_press(TEXTS.get(name, name))
+    for text in TEXTS:
+        press = parse_press(text)
         reason = refusal(press, model)
-        assert (reason is None) == (name in KEYS_ONLY)
+        assert (reason is None) == (text in KEYS_ONLY)
         assert refusal(press, tiny_llama()) is None
         if reason is not None:
             assert "GPT-NeoX has one joint query_key_value" in reason
             with pytest.raises((AttributeError, NotImplementedError)):
-                compressed(model, TEXTS.get(name, name), 9)
+                compressed(model, text, 9)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -108,7 +115,7 @@ def test_adapter_is_undone_even_after_an_error(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_kept_keys_turn_to_their_places_and_still_features_stay(name):
+def test_kept_keys_are_rotated_to_cache_positions_and_other_features_stay(name):
     model = MODELS[name]().double()
     module = attention_modules(model)[0]
     module.rotary_emb = model.base_model.rotary_emb
@@ -116,12 +123,12 @@ def test_kept_keys_turn_to_their_places_and_still_features_stay(name):
     raw = torch.randn(1, 2, 10, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     written = torch.stack([turn(raw[:, :, t], t, inv_freq) for t in range(10)], dim=2)
     kept = torch.tensor([0, 1, 6, 8])
-    turned = rerotate_keys(module, kept.expand(1, 2, -1), written)
-    expected = torch.stack([turn(raw[:, :, t], place, inv_freq) for place, t in enumerate(kept)], dim=2)
-    assert_close(turned, expected, atol=1e-5, rtol=1e-5)  # kvpress forms its angles in float32
+    rotated = rerotate_keys(module, kept.expand(1, 2, -1), written)
+    expected = torch.stack([turn(raw[:, :, t], slot, inv_freq) for slot, t in enumerate(kept)], dim=2)
+    assert_close(rotated, expected, atol=1e-5, rtol=1e-5)  # kvpress forms its angles in float32
 
 
-def test_models_of_other_kinds_are_refused():
+def test_models_of_other_families_are_refused():
     learned = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=VOCAB))
     with pytest.raises(ValueError, match="cannot be compared on GPT2LMHeadModel; they can on models of the"):
         check_model(learned)

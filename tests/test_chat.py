@@ -81,7 +81,8 @@ def test_system_prompt_that_a_template_leaves_out_asks_for_no_sinks():
         "{% for message in messages if message.role != 'system' %}[{{ message.role }}]"
         "{{ message.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    assert ChatTemplate(chat_tokenizer(leaves_out), "Speak like a pirate.").n_sink() == 4
+    for system in ("Speak like a pirate.", ""):
+        assert ChatTemplate(chat_tokenizer(leaves_out), system).n_sink() == 4
 
 
 @pytest.mark.parametrize(
@@ -122,13 +123,13 @@ def fed(monkeypatch):
     """Every token that a conversation feeds, in order."""
     from streamlm.generate import chat
 
-    ids, read = [], chat.read_tokens
+    ids, read = [], chat.next_logits
 
     def spy(model, cache, part):
         ids.extend(part[0].tolist())
         return read(model, cache, part)
 
-    monkeypatch.setattr(chat, "read_tokens", spy)
+    monkeypatch.setattr(chat, "next_logits", spy)
     return ids
 
 

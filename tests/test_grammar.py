@@ -19,6 +19,7 @@ from streamlm.presses.grammar import (
 def test_press_is_read_as_it_is_written():
     assert parse_press("KnormPress") == parse_press(" KnormPress() ") == Press("KnormPress")
     assert parse_press("SnapKVPress(window_size=32)") == Press("SnapKVPress", {"window_size": 32})
+    assert parse_press("CURPress(leverage_type='key')") == Press("CURPress", {"leverage_type": "key"})
     inner = Press("StreamingLLMPress", {"n_sink": 2})
     for text in ("KeyRerotationPress(StreamingLLMPress(n_sink=2))",
                  "KeyRerotationPress(press=StreamingLLMPress(n_sink=2))"):  # fmt: skip
@@ -28,18 +29,22 @@ def test_press_is_read_as_it_is_written():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "KnormPres",
-            "unknown press 'KnormPres'; known are CriticalKVPress, ExpectedAttentionPress, Key",
-        ),
+        ("KnormPres", f"unknown press 'KnormPres'; known are {', '.join(PRESSES)}"),
         ("KnormPress(window=3)", "KnormPress has no argument 'window'; known are none"),
-        ("SnapKVPress(64)", "SnapKVPress has no argument one without a name; known are window_size, kernel"),
+        ("SnapKVPress(64)", "SnapKVPress has no argument without a name; known are window_size, kernel"),
         (
             "KeyRerotationPress",
             "KeyRerotationPress needs a press to wrap; write KeyRerotationPress(Str",
         ),
         ("KeyRerotationPress(KeyRerotationPress(KnormPress))", "cannot wrap KeyRerotationPress"),
         ("KeyRerotationPress(Knorm)", "unknown press 'Knorm'"),
+        ("KnormPress(*[1])", "KnormPress has no argument without a name; known are none"),
+        ("KeyRerotationPress(KnormPress, n=1)", "KeyRerotationPress has no argument 'n'; known are press"),
+        (
+            "CURPress(leverage_type='mean')",
+            "leverage_type of CURPress cannot be 'mean'; use one of 'key', 'value', 'kv_avg', 'kv_product'",
+        ),
+        ("CURPress(leverage_type=[])", "leverage_type of CURPress cannot be []; use one of 'key', "),
         ("RandomPress(seed=x)", "seed of RandomPress cannot be x; use a whole number, 0 or more"),
         ("RandomPress(seed={[]: 1})", "seed of RandomPress cannot be {[]: 1}; use a whole"),
         ("RandomPress(seed='1')", "seed of RandomPress cannot be '1'; use a whole"),
@@ -53,13 +58,13 @@ def test_press_is_read_as_it_is_written():
             "CriticalKVPress(KnormPress, epsilon=2)",
             "epsilon of CriticalKVPress cannot be 2; use a number from 0 to 1",
         ),
-        ("KnormPress\0", "is no press; write KnormPress"),
-        ("kvpress.KnormPress", "is no press; write KnormPress"),
-        ("KnormPress(", "is no press; write KnormPress"),
-        ("", "is no press; write KnormPress"),
+        ("KnormPress\0", "is not a press; write KnormPress"),
+        ("kvpress.KnormPress", "is not a press; write KnormPress"),
+        ("KnormPress(", "is not a press; write KnormPress"),
+        ("", "is not a press; write KnormPress"),
     ],
 )
-def test_what_is_no_press_is_refused_in_one_line(text, message):
+def test_text_that_is_not_a_press_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_press(text)
     assert "\n" not in str(caught.value)
@@ -88,7 +93,7 @@ def test_every_method_has_a_label_of_its_own():
     assert methods["KeyRerotationPress"] == "KeyRerotationPress(StreamingLLMPress(n_sink=2))"
     assert press_label("KeyRerotationPress(KnormPress())") == "KeyRerotationPress-KnormPress"
     for twice in (["KnormPress", "KnormPress()"], ["StreamingLLMPress"]):
-        with pytest.raises(ValueError, match="is compared already"):
+        with pytest.raises(ValueError, match="is already compared"):
             compared_methods(2, twice)
 
 
@@ -97,5 +102,8 @@ def test_every_method_has_a_label_of_its_own():
 def test_table_names_the_arguments_that_kvpress_has(name):
     import kvpress
 
-    known = set(signature(getattr(kvpress, name)).parameters)
-    assert set(PRESSES[name].arguments) == known - {"compression_ratio"}
+    spec, parameters = PRESSES[name], signature(getattr(kvpress, name)).parameters
+    known = {key for key in parameters if key != "compression_ratio" and not key.startswith("_")}
+    assert {*spec.arguments, *(["press"] * spec.wraps)} == known
+    if spec.window_size:
+        assert parameters["window_size"].default == spec.window_size

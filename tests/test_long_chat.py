@@ -64,9 +64,9 @@ def test_streaming_answers_past_the_trained_length_as_in_a_new_conversation(monk
     tokenizer = read_tokenizer(MODEL)
     template = ChatTemplate(tokenizer)
     model = load_model(MODEL, dtype=torch.bfloat16, device="cpu")
-    fed, read = [], chat.read_tokens
+    fed, read = [], chat.next_logits
     monkeypatch.setattr(
-        chat, "read_tokens", lambda model, cache, ids: fed.extend(ids[0].tolist()) or read(model, cache, ids)
+        chat, "next_logits", lambda model, cache, ids: fed.extend(ids[0].tolist()) or read(model, cache, ids)
     )
 
     def new_cache():

@@ -7,10 +7,12 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from streamlm.presses import prefill as compression
+from streamlm.config import Compute
+from streamlm.presses import prefill
 from streamlm.presses.adapter import exact_ratio, make_press
 from streamlm.presses.grammar import compared_methods, parse_press
 from streamlm.presses.prefill import ContextConfig, evict, measure_compression
+from streamlm.presses.setting import Setting
 from streamlm.stats import BootstrapConfig
 
 pytestmark = pytest.mark.kvpress
@@ -33,11 +35,11 @@ def folder(request, tmp_path_factory):
 
 
 def measure(folder, method, *, budgets=BUDGETS, dtype="float64", texts=None):
-    texts = {"random": text()} if texts is None else texts
-    return measure_compression(
-        model_dir=folder, texts=texts, method=method, contexts=CONTEXTS, n_sink=N_SINK, budgets=budgets,
-        bootstrap=BootstrapConfig(resamples=100), dtype=dtype, device="cpu", torch_threads=1, title="tiny",
+    setting = Setting(
+        model_dir=folder, title="tiny", texts={"random": text()} if texts is None else texts,
+        compute=Compute(dtype=dtype, device="cpu", torch_threads=1), bootstrap=BootstrapConfig(resamples=100),
     )  # fmt: skip
+    return measure_compression(setting, method=method, contexts=CONTEXTS, n_sink=N_SINK, budgets=budgets)
 
 
 def pieces():
@@ -45,11 +47,11 @@ def pieces():
 
 
 def own_losses(model, piece, cache, *, first=None):
-    """Losses of the scored tokens of a piece behind a filled cache, by transformers alone."""
+    """Losses of the scored tokens of a piece after a filled cache, by transformers alone."""
     follow = piece[None, CONTEXTS.context_tokens : -1]
-    places = None if first is None else first + torch.arange(follow.shape[1])[None]
+    positions = None if first is None else first + torch.arange(follow.shape[1])[None]
     with torch.inference_mode():
-        logits = model(follow, past_key_values=cache, position_ids=places).logits[0]
+        logits = model(follow, past_key_values=cache, position_ids=positions).logits[0]
     return torch.nn.functional.cross_entropy(logits, piece[CONTEXTS.context_tokens + 1 :], reduction="none")
 
 
@@ -82,12 +84,12 @@ def test_dense_prefill_and_eviction_equal_kvpress_with_keys_rerotated(folder):
     theirs = measure(folder, METHODS["KeyRerotationPress"])[1]
     assert_allclose(ours, theirs, atol=1e-4)
     as_it_is = measure(folder, METHODS["StreamingLLMPress"])[1]
-    assert np.abs(as_it_is - ours)[0, 1].max() > 1e-3  # the sinks stand elsewhere
+    assert np.abs(as_it_is - ours)[0, 1].max() > 1e-3  # its sinks keep other positions
 
 
 @pytest.mark.parametrize("text", ["StreamingLLMPress(n_sink=2)", "KnormPress"])
 def test_press_is_scored_as_kvpress_uses_it(tmp_path, text):
-    """Behind kvpress's own context manager, the following tokens at their positions in the text."""
+    """After kvpress's own context manager, the following tokens at their positions in the text."""
     model = MODELS["llama"]()
     model.save_pretrained(tmp_path)
     _, losses = measure(tmp_path, text, dtype="float32")
@@ -120,7 +122,7 @@ def test_eviction_is_that_of_the_slow_twin(budget, n_sink):
     keys, kept = evict(written, values, n_sink, budget, inv_freq)
     expected_keys, expected = reference.evict(raw, values, n_sink, budget, inv_freq)
     assert_close(kept, expected)
-    # ours keep their places in the text, the twin's those in the cache: the scores of the next query agree
+    # ours keep their positions in the text, the twin's are those in the cache: the next query's scores agree
     scores = keys @ reference.turn(query, 12, inv_freq)[..., None]
     assert_close(scores, expected_keys @ reference.turn(query, budget, inv_freq)[..., None])
 
@@ -158,7 +160,7 @@ def test_every_text_is_measured_by_itself(folder):
 
 
 def test_ratio_that_falls_short_is_an_error(folder, monkeypatch):
-    monkeypatch.setattr(compression, "exact_ratio", lambda n_tokens, n_kept: 1 - (n_kept - 0.5) / n_tokens)
+    monkeypatch.setattr(prefill, "exact_ratio", lambda n_tokens, n_kept: 1 - (n_kept - 0.5) / n_tokens)
     with pytest.raises(ValueError, match="layers hold 5 to 5 tokens where the budget is 6"):
         measure(folder, "KnormPress")
 

@@ -6,9 +6,11 @@ from conftest import MODELS, VOCAB
 from numpy.testing import assert_allclose
 from transformers import DynamicCache
 
+from streamlm.config import Compute
 from streamlm.presses.adapter import attached, make_decoding_press
-from streamlm.presses.decoding import TURN, DecodeConfig, Survivors, measure_decoding
+from streamlm.presses.decoding import TURN_TOKENS, DecodeConfig, Survivors, measure_decoding
 from streamlm.presses.grammar import parse_press
+from streamlm.presses.setting import Setting
 from streamlm.stats import BootstrapConfig
 
 pytestmark = pytest.mark.kvpress
@@ -30,10 +32,13 @@ def measure(tmp_path_factory):
             folders[name] = tmp_path_factory.mktemp(name)
             MODELS[name]().save_pretrained(folders[name])
         decode = DecodeConfig(**sizes)
-        record, losses = measure_decoding(
-            model_dir=folders[name], texts={"random": text(decode.n_ids)}, n_sink=n_sink, decode=decode,
-            bootstrap=BootstrapConfig(resamples=100), dtype=dtype, device="cpu", torch_threads=1,
-        )  # fmt: skip
+        setting = Setting(
+            model_dir=folders[name],
+            texts={"random": text(decode.n_ids)},
+            compute=Compute(dtype=dtype, device="cpu", torch_threads=1),
+            bootstrap=BootstrapConfig(resamples=100),
+        )
+        record, losses = measure_decoding(setting, n_sink=n_sink, decode=decode)
         return record, dict(zip(record["texts"][0]["methods"], losses[0], strict=True))
 
     return measured
@@ -41,7 +46,7 @@ def measure(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    ("n_sink", "capacity", "tokens"), [(1, 3, 30), (2, 9, TURN), (4, 24, TURN + 1), (3, 40, 90)]
+    ("n_sink", "capacity", "tokens"), [(1, 3, 30), (2, 9, TURN_TOKENS), (4, 24, TURN_TOKENS + 1), (3, 40, 90)]
 )
 def test_faithful_kvpress_equals_streamlm(measure, name, n_sink, capacity, tokens):
     record, losses = measure(name, n_sink, capacity=capacity, tokens=tokens, interval=4)
@@ -63,18 +68,15 @@ def test_streamlm_and_dense_are_what_they_are_said_to_be(measure, name):
     methods = record["texts"][0]["methods"]
     assert methods["dense"]["kl_nats"] == 0
     assert methods["streamlm"]["kl_nats"] > 0
-    held = [methods[label]["kv_bytes"] for label in ("kvpress_every_1", "kvpress_every_4", "dense")]
-    assert held[0] < held[1] < held[2]
+    sizes = [methods[label]["kv_bytes"] for label in ("kvpress_every_1", "kvpress_every_4", "dense")]
+    assert sizes[0] < sizes[1] < sizes[2]
 
 
 def test_kvpress_as_it_is_runs_as_under_its_own_context_manager(measure):
     """Cut every 4 tokens, each token at its position in the text."""
     _, losses = measure("llama", 2, capacity=9, tokens=24, interval=4)
     model, ids = MODELS["llama"](), torch.from_numpy(text(33))
-    press, cache = (
-        make_decoding_press(SCORER, model, 8, 4),
-        DynamicCache(),
-    )
+    press, cache = make_decoding_press(SCORER, model, 8, 4), DynamicCache()
     expected = []
     with press(model), torch.inference_mode():
         model(ids[None, :8], past_key_values=cache)
@@ -91,30 +93,30 @@ def test_kvpress_as_it_is_loses_sinks_and_recent_tokens(measure, name):
     """It keeps the order of `topk`, and takes the first entries for the sinks."""
     record, losses = measure(name, 4, capacity=64, tokens=160, interval=8)
     methods = record["texts"][0]["methods"]
-    held = methods["kvpress_every_8"]["survivors"]
-    assert (held["interval"], held["after_rounds"], len(held["sinks"])) == (8, 20, 20)
-    assert held["sinks_after"] == held["sinks"][-1] < 4
-    assert held["recent_after"] == held["recent"][-1] < 59
+    survivors = methods["kvpress_every_8"]["survivors"]
+    assert (survivors["interval"], survivors["after_rounds"], len(survivors["sinks"])) == (8, 20, 20)
+    assert survivors["sinks_after"] == survivors["sinks"][-1] < 4
+    assert survivors["recent_after"] == survivors["recent"][-1] < 59
     assert np.abs(losses["kvpress_every_8"] - losses["streamlm"]).max() > 1e-2
 
 
-def test_survivors_are_those_whose_values_are_held():
-    """Values that tell their position say the same as the survivors, in every head."""
+def test_survivors_are_those_whose_values_are_kept():
+    """Values that equal their position are kept exactly where the survivors say, in every head."""
     model = MODELS["llama"]()
     press, watched = (make_decoding_press(SCORER, model, 8, 3) for _ in "ab")
     survivors = Survivors(2, 8, 3)
     survivors.watch(watched)
-    places = DynamicCache()
+    cache = DynamicCache()
     for t in range(0, 8 + 12):
         keys = torch.randn(1, 2, 1, 8)
-        places.update(keys, torch.full((1, 2, 1, 8), float(t)), 0)
+        cache.update(keys, torch.full((1, 2, 1, 8), float(t)), 0)
         if t >= 8 and (t - 7) % 3 == 0:
-            layer, module = places.layers[0], model.model.layers[0].self_attn
+            layer, module = cache.layers[0], model.model.layers[0].self_attn
             arguments = (module, torch.zeros(1, 1, 32), layer.keys, layer.values, None, {})
             layer.keys, layer.values = press.compress(*arguments)
             kept = watched.compress(*arguments)[1]
             assert torch.equal(kept, layer.values)
-            assert torch.equal(survivors.held.float(), layer.values[0, :, :, 0])
+            assert torch.equal(survivors.positions.float(), layer.values[0, :, :, 0])
 
 
 def test_press_that_keeps_another_number_is_an_error():

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.generate.sampling import Sampler, Sampling, TextStream, Writing, stop_ids, write_on
+from streamlm.generate.sampling import Sampler, Sampling, TextStream, Writing, continue_prompts, stop_ids
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
 TOKENIZER = byte_tokenizer()
@@ -152,7 +152,7 @@ def test_batch_writes_what_each_prompt_alone_would():
     writings = [Writing(TOKENIZER, Sampler(GREEDY), max_new_tokens=limit) for limit in limits]
     cache = SinkCache(model.config, n_sink=2, window_size=6)
     with prepare(model):
-        for _ in write_on(model, cache, prompts, writings):
+        for _ in continue_prompts(model, cache, prompts, writings):
             pass
     assert [writing.tokens for writing in writings] == alone
     assert cache._stores[0].keys.shape[1] == 1  # the rows that ended made room
@@ -164,7 +164,7 @@ def test_prompt_longer_than_a_pass_is_read_in_passes(monkeypatch):
     prompts = [[i % VOCAB for i in range(11)], [3, 1]]
     writings = [Writing(TOKENIZER, Sampler(GREEDY), max_new_tokens=5) for _ in prompts]
     with prepare(model):
-        for _ in write_on(model, SinkCache(model.config, 2, 6), prompts, writings):
+        for _ in continue_prompts(model, SinkCache(model.config, 2, 6), prompts, writings):
             pass
     assert [writing.tokens for writing in writings] == [slow_greedy(model, p, 5, 2, 6) for p in prompts]
 

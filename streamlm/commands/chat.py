@@ -37,7 +37,7 @@ def chat(
 ) -> None:
     """Talk with an instruct model, without end, in constant memory."""
     from streamlm.cache.sink_cache import SinkCache
-    from streamlm.commands.session import hold_session
+    from streamlm.commands.session import run_session
     from streamlm.generate.chat import ChatTemplate, Conversation
 
     sampling = draws.check()
@@ -45,4 +45,4 @@ def chat(
     template = ChatTemplate(tokenizer, system)
     n_sink = template.n_sink() if n_sink is None else n_sink
     cache = SinkCache(opened.model.config, n_sink, window_size, kv_dtype=kv_dtype)
-    hold_session(Conversation(opened.model, template, cache, sampling, max_new_tokens), opened.title)
+    run_session(Conversation(opened.model, template, cache, sampling, max_new_tokens), opened.title)

@@ -137,14 +137,14 @@ def _write(
     model: Any, cache: Any, ids: list[list[int]], writings: "list[Writing]", printer: "_Printer"
 ) -> dict[str, Any]:
     """Continue every prompt; return the memory and the time that it took."""
-    from streamlm.generate.sampling import write_on
+    from streamlm.generate.sampling import continue_prompts
     from streamlm.measure.progress import progress
 
     kv_bytes, begin = 0, time.perf_counter()
     with ExitStack() as stack:
         total = sum(writing.max_new_tokens for writing in writings)
         bar = None if printer.on_terminal else stack.enter_context(progress(total, "token"))
-        for writing, piece in write_on(model, cache, ids, writings):
+        for writing, piece in continue_prompts(model, cache, ids, writings):
             printer.take(writing, piece)
             kv_bytes = kv_bytes or cache.nbytes  # later, of the rows that have not ended
             if bar is not None:

@@ -124,7 +124,7 @@ def caught_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def hold_session(conversation: Conversation, title: str) -> None:
+def run_session(conversation: Conversation, title: str) -> None:
     """Take turns until the user leaves."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PlainScreen()
@@ -148,7 +148,7 @@ def hold_session(conversation: Conversation, title: str) -> None:
         if line.startswith("/"):
             if line.split()[0] in ("/exit", "/quit"):
                 return
-            obey(conversation, line, screen)
+            run_command(conversation, line, screen)
         elif line.strip():
             answer(conversation, line, screen)
 
@@ -177,7 +177,7 @@ def status(conversation: Conversation, rate: float | None) -> str:
     return line if rate is None else f"{line} · {rate:.1f} tokens/s"
 
 
-def obey(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
+def run_command(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
     """Run a command: a line with a slash."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()

@@ -1,4 +1,4 @@
-"""A conversation of any length over one `SinkCache`: every turn feeds its new tokens only."""
+"""A conversation of any length over one `SinkCache`: every turn feeds only its new tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.generate.sampling import Sampler, Sampling, Writing, read_tokens, stop_ids
+from streamlm.generate.sampling import Sampler, Sampling, Writing, next_logits, stop_ids
 from streamlm.measure.scoring import CHUNK
 
 Message = dict[str, str]  # role and content, as chat templates take them
@@ -19,7 +19,7 @@ MIN_SINKS = 4  # as the paper keeps
 class ChatTemplate:
     """The chat template of a tokenizer, turn by turn.
 
-    The pieces, one after the other, are the tokens that the template makes of the whole conversation::
+    The token sequence equals the chat template applied to the whole conversation::
 
         opening(user)  answer  turn(user)  answer  turn(user) ...
 
@@ -47,7 +47,9 @@ class ChatTemplate:
         ends = self.opening("Hi"), self.turn("Why?")
         whole = self._encode(self._render([*self.past, {"role": "user", "content": "Why?"}]))
         if (whole[: len(ends[0])], whole[-len(ends[1]) :]) != ends:
-            raise ValueError(f"{self._name()} makes other tokens of a whole conversation than of its turns")
+            raise ValueError(
+                f"{self._name()} gives a whole conversation other tokens than its turns; take another model"
+            )
 
     def _name(self) -> str:
         return f"the chat template of {self.tokenizer.name_or_path}"
@@ -92,9 +94,8 @@ class ChatTemplate:
         system = whole.removesuffix(turn) if whole.endswith(turn) else ""
         if self.start and not system:  # some templates put it into the first turn of the user
             prompt = self.start[0]["content"].strip()
-            system = (
-                whole[: whole.index(prompt) + len(prompt)] if prompt in whole else ""
-            )  # some leave it out
+            end = whole.index(prompt) + len(prompt) if prompt in whole else 0  # some leave it out
+            system = whole[:end]
         return max(MIN_SINKS, len(self._encode(system)))
 
 
@@ -142,16 +143,13 @@ class Conversation:
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": user}, answer]
         writing = Writing(
-            self.template.tokenizer,
-            self.sampler,
-            max_new_tokens=self.max_new_tokens,
-            stop_ids=self.stop_ids,
+            self.template.tokenizer, self.sampler, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids
         )
         while not stopped():
-            part, rest = self.unread[:CHUNK], self.unread[CHUNK:]
-            logits = read_tokens(self.model, self.cache, torch.tensor([part], device=self.model.device))
-            self.unread = rest
-            if rest:
+            block = torch.tensor([self.unread[:CHUNK]], device=self.model.device)
+            logits = next_logits(self.model, self.cache, block)
+            self.unread = self.unread[CHUNK:]
+            if self.unread:
                 continue
             piece = writing.draw(logits[0])
             answer["content"] = writing.text

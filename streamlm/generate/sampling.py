@@ -134,10 +134,13 @@ class Writing:
 
 
 @torch.inference_mode()
-def read_tokens(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+def next_logits(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """Feed ids (B, T) to the cache; return the logits after the last, (B, V).
 
     Args:
+        model: prepared for `SinkCache`.
+        cache: of the stream so far.
+        ids: new tokens.
         mask: (B, T), 0 where a row is padded at its left; None if none is.
     """
     hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
@@ -145,39 +148,44 @@ def read_tokens(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Ten
     return logits
 
 
-def write_on(
-    model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]], writings: Sequence[Writing]
-) -> Iterator[tuple[Writing, str]]:
-    """Write after every prompt until its text ends; yield each token's text with the writing it belongs to.
-
-    Args:
-        model: prepared for `SinkCache`.
-        cache: empty.
-        prompts: token ids of each, at least one; shorter ones are padded at their left.
-        writings: one for each prompt.
-    """
+def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Feed prompts to an empty cache, shorter ones padded at their left; return the logits after each."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    padded = not bool(mask.all())
-    for start in range(0, longest, CHUNK):
-        part = slice(start, start + CHUNK)
-        logits = read_tokens(model, cache, ids[:, part], mask[:, part] if padded else None)
-    going = list(writings)
+    is_padded = not bool(mask.all())
+    for block, visible in zip(ids.split(CHUNK, 1), mask.split(CHUNK, 1), strict=True):
+        logits = next_logits(model, cache, block, visible if is_padded else None)
+    return logits
+
+
+def continue_prompts(
+    model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]], writings: Sequence[Writing]
+) -> Iterator[tuple[Writing, str]]:
+    """Continue every prompt until its text ends; yield each token's text with the writing it belongs to.
+
+    Args:
+        model: prepared for `SinkCache`.
+        cache: empty.
+        prompts: token ids of each, at least one.
+        writings: one for each prompt.
+    """
+    logits = _read_prompts(model, cache, prompts)
+    active = list(writings)
     while True:
-        for row, writing in enumerate(going):
+        for row, writing in enumerate(active):
             yield writing, writing.draw(logits[row])
-        rows = [row for row, writing in enumerate(going) if writing.ended_by is None]
+        rows = [row for row, writing in enumerate(active) if writing.ended_by is None]
         if not rows:
             return
-        if len(rows) < len(going):
+        if len(rows) < len(active):
             cache.batch_select_indices(torch.tensor(rows))
-            going = [going[row] for row in rows]
-        last = [[writing.tokens[-1]] for writing in going]
-        logits = read_tokens(model, cache, torch.tensor(last, device=model.device))
+            active = [active[row] for row in rows]
+        last = [[writing.tokens[-1]] for writing in active]
+        logits = next_logits(model, cache, torch.tensor(last, device=model.device))
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:

@@ -22,7 +22,7 @@ from streamlm.presses.setting import Setting, name_text, open_setting, step
 from streamlm.records.types import Record
 
 PROTOCOL = "streaming decode: a prompt fills all but one entry, then every token is decoded by itself"
-TURN = 40  # tokens that one method decodes before the next takes over
+TURN_TOKENS = 40  # tokens that one method decodes before the next takes over
 ROUNDS = 20  # of eviction, after which the survivors are reported
 
 
@@ -56,7 +56,7 @@ class Survivors:
     n_sink: int
     target: int  # tokens kept in a round
     interval: int  # tokens between two rounds
-    held: Tensor | None = None  # (Hkv, n_held) positions in the text
+    positions: Tensor | None = None  # (Hkv, n_held) of the kept tokens in the text
     n_seen: int = 0
     sinks: list[float] = field(default_factory=list)  # mean over the heads, of n_sink
     recent: list[float] = field(default_factory=list)  # mean over the heads, of target - n_sink
@@ -70,7 +70,7 @@ class Survivors:
 
         def call(module: Any, hidden: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Any:
             if module.layer_idx == 0:
-                positions = self._positions(keys)[None, :, :, None].expand_as(values)
+                positions = self._all_positions(keys)[None, :, :, None].expand_as(values)
                 self._note(compress(module, hidden, keys, positions, *rest)[1][0, :, :, 0])
             kept = compress(module, hidden, keys, values, *rest)
             if kept[0].shape[2] != self.target:
@@ -79,25 +79,25 @@ class Survivors:
 
         press.compress = call
 
-    def _positions(self, keys: Tensor) -> Tensor:
-        """Return the positions (Hkv, T) of keys (1, Hkv, T, D): those held before, and the new ones."""
+    def _all_positions(self, keys: Tensor) -> Tensor:
+        """Return the positions (Hkv, T) of keys (1, Hkv, T, D): those kept before, and the new ones."""
         n_heads, n_held = keys.shape[1:3]
-        old = (
-            torch.empty(n_heads, 0, dtype=torch.int64, device=keys.device) if self.held is None else self.held
-        )
+        old = self.positions
+        if old is None:
+            old = torch.empty(n_heads, 0, dtype=torch.int64, device=keys.device)
         new = self.n_seen + torch.arange(n_held - old.shape[1], device=keys.device)
         self.n_seen += len(new)
         return torch.cat((old, new.expand(n_heads, -1)), dim=1)
 
     def _note(self, kept: Tensor) -> None:
-        self.held = kept
+        self.positions = kept
         n_recent = self.target - self.n_sink
         self.sinks.append(float((kept < self.n_sink).sum(-1).float().mean()))
         self.recent.append(float((kept >= self.n_seen - n_recent).sum(-1).float().mean()))
 
     def describe(self) -> dict[str, Any]:
         """Return the numbers after every round, and after `ROUNDS` of them."""
-        after = ROUNDS if len(self.sinks) >= ROUNDS else len(self.sinks)
+        after = min(ROUNDS, len(self.sinks))
         return {
             "interval": self.interval,
             "sinks": self.sinks,
@@ -162,7 +162,7 @@ def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> 
         **opened.record,
         "n_sink": n_sink,
         "protocol": PROTOCOL,
-        "decoded": asdict(decode) | {"prompt_tokens": decode.capacity - 1, "turn_tokens": TURN},
+        "decoded": asdict(decode) | {"prompt_tokens": decode.capacity - 1, "turn_tokens": TURN_TOKENS},
         "texts": entries,
     }
     return record, np.array(losses, dtype=np.float32)
@@ -207,10 +207,10 @@ def decode_in_turns(
             begin = now(ids.device)
             model.base_model(ids[None, :n_prompt], past_key_values=run.cache)
             run.prefill_sec = now(ids.device) - begin
-    for first in range(n_prompt, len(ids) - 1, TURN):
+    for first in range(n_prompt, len(ids) - 1, TURN_TOKENS):
         for run in runs.values():
             with run.around():
-                for t in range(first, min(first + TURN, len(ids) - 1)):
+                for t in range(first, min(first + TURN_TOKENS, len(ids) - 1)):
                     position = t if run.in_text else None
                     state, step_ms = step(model, ids[None, t : t + 1], run.cache, position)
                     run.hidden.append(state)
@@ -223,11 +223,11 @@ def decode_in_turns(
 
 def _describe_cost(run: DecodingRun, ours: DecodingRun) -> dict[str, Any]:
     """Return times, memory and survivors; ratios are those of the medians of a turn to ours in it."""
-    ends = range(TURN, len(run.step_ms), TURN)
-    turns, same = (
-        [np.median(part) for part in np.split(np.array(times), ends)] for times in (run.step_ms, ours.step_ms)
+    ends = range(TURN_TOKENS, len(run.step_ms), TURN_TOKENS)
+    medians, our_medians = (
+        [np.median(turn) for turn in np.split(np.array(times), ends)] for times in (run.step_ms, ours.step_ms)
     )
-    ratios = np.divide(turns, same)
+    ratios = np.divide(medians, our_medians)
     return {
         "prefill_sec": run.prefill_sec,
         "step_ms": float(np.median(run.step_ms)),

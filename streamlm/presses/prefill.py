@@ -32,7 +32,7 @@ from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig
 
 PROTOCOL = (
-    "prefill compression: a context is cut once to the budget, the following tokens are scored behind it"
+    "prefill compression: a context is cut once to the budget, the following tokens are scored after it"
 )
 WARMUP_TOKENS = 128
 TIMED_TOKENS = 4  # decoded one by one after the full budget
@@ -260,8 +260,8 @@ def _prefill_streaming(model: PreTrainedModel, context: Tensor, n_sink: int, bud
     """Stream a context through a `SinkCache` of this budget; `model` is prepared."""
     cache = SinkCache(model.config, n_sink=n_sink, window_size=budget - n_sink)
     begin = now(context.device)
-    for part in context.split(CHUNK, dim=1):
-        model.base_model(part, past_key_values=cache)
+    for block in context.split(CHUNK, dim=1):
+        model.base_model(block, past_key_values=cache)
     return PrefilledCache(cache, None, now(context.device) - begin)
 
 

@@ -1,4 +1,4 @@
-"""Where presses are compared: a model that they work on, texts, and the beginning of a record."""
+"""What presses are compared on: a model that they work on, texts, and the beginning of a record."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -67,9 +67,9 @@ def open_setting(setting: Setting, *, module: str, n_ids: int) -> OpenedSetting:
                 f"{n_ids} tokens are compared and {dataset} has {len(ids)}; take a longer text or fewer"
             )
     bootstrap = setting.bootstrap
+    torch.manual_seed(bootstrap.seed)  # of presses that draw
     opened = open_model(setting.model_dir, setting.compute, title=setting.title, prepared=False)
     model = opened.model
-    torch.manual_seed(bootstrap.seed)  # of presses that draw
     check_model(model)
     for ids in setting.texts.values():
         check_ids(ids, opened.vocab_size)
