@@ -179,3 +179,29 @@ def evict(k_raw: Tensor, v: Tensor, n_sink: int, budget: int, inv_freq: Tensor):
     kept = [*range(n_sink), *range(n_tokens - budget + n_sink, n_tokens)]
     keys = [turn(k_raw[:, :, t], place, inv_freq) for place, t in enumerate(kept)]
     return torch.stack(keys, dim=2), v[:, :, kept]
+
+
+def _of_capacity(losses):
+    """A twin (model, ids, n_sink, window_size) from losses that need the capacity alone."""
+    return lambda model, ids, n_sink, window_size: losses(model, ids, n_sink + window_size)
+
+
+@torch.inference_mode()
+def recompute_losses_everywhere(model: nn.Module, ids: list[int], capacity: int) -> Tensor:
+    """Per-token losses in nats, each from a plain pass over the last `capacity` tokens, (N-1,)."""
+    losses = [
+        -model(torch.tensor([ids[max(0, t + 1 - capacity) : t + 1]]))
+        .logits[0, -1]
+        .log_softmax(-1)[ids[t + 1]]
+        for t in range(len(ids) - 1)
+    ]
+    return torch.stack(losses)
+
+
+# The slow twin of every method, by name: losses (N-1,) of a Llama under the geometry that was asked.
+TWINS = {
+    "dense": lambda model, ids, n_sink, window_size: llama_losses(model, ids, 0, len(ids)),
+    "window": _of_capacity(lambda model, ids, capacity: llama_losses(model, ids, 0, capacity)),
+    "recompute": _of_capacity(recompute_losses_everywhere),
+    "streaming": llama_losses,
+}

@@ -267,7 +267,8 @@ CHANGES = [
     ("results_dir: results/other", EVERYTHING, {}),
     ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
      {"tokenise_corpus"} | EVERYTHING.keys(), {"tokenise_corpus": 2}),
-    ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED, {}),
+    # Captions name the texts in order.
+    ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED | PLOTS, {}),
     ("experiment: {max_eval_tokens: 401}", SHORT, {"measure_perplexity": 10}),
     ("experiment: {n_sink: 5}", MAIN, {"measure_perplexity": 6}),
     ("experiment: {window_size: 29}", MAIN, {"measure_perplexity": 6}),
