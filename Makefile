@@ -20,11 +20,15 @@ env: $(READY)
 
 # torch comes first and pinned: another package's open range would pull gigabytes of CUDA libraries.
 $(READY): envs/requirements.txt pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $(READY)
+	@echo "set-up 1 of 4: a Python environment in $(VENV) (seconds)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "set-up 2 of 4: torch (up to a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@echo "set-up 3 of 4: everything else in envs/requirements.txt (a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	@echo "set-up 4 of 4: streamlm itself (seconds)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
 
 test: env
 	ruff format --check .

@@ -47,6 +47,8 @@ class Compute:
     torch_threads: int | str = "auto"  # of CPU arithmetic; "auto" is every core
 
 
+ROLES = ("wikitext", "pg19")  # the texts of the packaged experiment, as the workflow stores them in data/
+
 Geometry = Callable[[StreamConfig, int], StreamConfig]
 
 

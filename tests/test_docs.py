@@ -30,6 +30,7 @@ PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *ROOT.glob("
 RUN = "as typed"
 DRY = "with -n: what would be done is listed"
 OPTIONS = "not run; it and its options must be in its --help"
+ELSEWHERE = "run by the test of its page: test_new_method.py, test_new_press.py"
 BLOCKS = {
     "make": DRY,  # sets up environments, runs for hours
     "snakemake": DRY,  # the workflow itself runs in test_workflow.py
@@ -45,6 +46,8 @@ BLOCKS = {
     "python": RUN,
     "python benchmarks": OPTIONS,  # a quarter of an hour, and nothing else should run
     "source": RUN,
+    "pytest": ELSEWHERE,
+    "python -m pytest": ELSEWHERE,
 }
 INLINE = {"make": DRY, "snakemake": DRY, "streamlm": OPTIONS, "python": OPTIONS}  # in running text
 SMALLER = {"max_new_tokens=20_000": "max_new_tokens=20", "max_new_tokens=2_000": "max_new_tokens=20",
@@ -89,6 +92,8 @@ def rewritten(command, table):
         # Whatever executor a profile names: its plugin need not be installed.
         command = re.sub(r"\bsnakemake\b", "snakemake -n --executor dryrun", command, count=1)
         return re.sub(r"\bmake\b", "make -n", command, count=1)
+    if way == ELSEWHERE:
+        return ":"
     if way == OPTIONS:
         called = re.match(r"(\S+ \S+)", command)[1]
         options = re.findall(r"\s(--[a-z-]+)", command)
@@ -153,11 +158,14 @@ def test_command_in_running_text_is_known(place, command):
     run(place, "bash", "-euo", "pipefail", "-c", rewritten(command, INLINE))
 
 
+TYPED = re.compile(r"# \S+\.py, at the end\n")  # into a file, as test_new_method.py does
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
 )
 def test_python_of_a_page_runs_from_top_to_bottom(place, page):
-    script = "\n".join(blocks(page, "python"))
+    script = "\n".join(block for block in blocks(page, "python") if not TYPED.match(block))
     for long, short in SMALLER.items():
         script = script.replace(long, short)
     run(place, sys.executable, "-c", script)
@@ -182,7 +190,7 @@ def test_every_fence_is_of_a_kind_that_is_checked():
     # console: what other programs print
     for page in PAGES:
         marks = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
-        assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console"}, page.name
+        assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console", "diff"}, page.name
         assert set(marks[1::2]) <= {""}, page.name
 
 
@@ -227,7 +235,7 @@ def test_quoted_message_is_one_of_ours(message):
 
 def named_places():
     """Yield (file, name) of tables that say where something goes: `file`: `name`, `name`, or in columns."""
-    for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs/new-method.md"):
+    for page in (ROOT / "CONTRIBUTING.md",):
         for file, names in re.findall(r"`([\w/.]+)`(?:: | \| )((?:`\w+`(?:, )?)+)", page.read_text()):
             yield from ((file, name) for name in re.findall(r"`(\w+)`", names))
 
@@ -290,3 +298,20 @@ def test_version_and_license_are_the_same_everywhere():
     assert released == sorted(
         released, key=lambda version: [int(n) for n in version.split(".")], reverse=True
     )
+
+
+def test_readme_is_short_and_its_translation_shows_the_same_commands():
+    readme, translated = (ROOT / "README.md").read_text(), (ROOT / "README.zh-CN.md").read_text()
+    assert len(readme.split()) <= 1500
+    for command in (
+        "make all",
+        "make test",
+        "snakemake --cores 1 all",
+        "snakemake -n",
+        "configs/pythia-70m.yaml",
+    ):
+        assert command in readme
+        assert command in translated
+    assert blocks(ROOT / "README.md", "python") == blocks(ROOT / "README.zh-CN.md", "python")
+    for mention in ("HF_ENDPOINT", "EleutherAI/pythia-70m", "4.6 [1.6, 8.5]"):
+        assert mention in translated

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from streamlm.commands.options import PACKAGED, ROLES, SourceOptions
+from streamlm.commands.options import PACKAGED, SourceOptions
+from streamlm.config import ROLES
 
 if TYPE_CHECKING:
     import numpy as np

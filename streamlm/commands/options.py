@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from streamlm.config import METHODS, Compute, StreamConfig
+from streamlm.config import METHODS, ROLES, Compute, StreamConfig
 
-ROLES = ("wikitext", "pg19")  # as the workflow stores them in data/
 PACKAGED = Path("data/models/smollm2-135m-instruct")  # as the workflow makes it
 
 # An option of each panel of the help.

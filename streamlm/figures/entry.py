@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamlm.config import ROLES
 from streamlm.records.files import read_record
 from streamlm.records.types import ComparisonRecord, Record, ResultRecord, check_record
 from streamlm.summaries.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
-
-ROLES = ("wikitext", "pg19")  # the texts of the packaged experiment, which come first
 
 
 @dataclass(frozen=True)

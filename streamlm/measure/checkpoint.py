@@ -50,7 +50,7 @@ class Checkpoint:
             return 0
         except SafetensorError as error:
             raise ValueError(
-                f"the checkpoint {self.path} is damaged ({error}); remove it to begin anew"
+                f"the checkpoint {self.path} is damaged ({error}); remove it to start again"
             ) from error
         done = state.pop("losses").cpu().numpy()
         losses[: len(done)] = done

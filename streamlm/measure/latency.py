@@ -32,7 +32,7 @@ from streamlm.stats import trend
 
 PROTOCOL = "greedy decoding at a full cache, methods in turns, every step awaited"
 LONG_RUN_PARTS = 60  # medians that are kept of a long run
-YOUNG_TOKENS = 50  # tokens after which the stream beside a long run begins anew
+YOUNG_TOKENS = 50  # tokens after which the stream beside a long run starts again
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:
         return None
     # What the allocator keeps back for later would hide a rise.
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-    CLEAR.write_text("5", encoding="ascii")  # the peak begins anew, see proc(5)
+    CLEAR.write_text("5", encoding="ascii")  # resets the peak, see proc(5)
     before = _resident("VmRSS")
     run()
     return max(0, _resident("VmHWM") - before)

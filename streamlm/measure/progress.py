@@ -24,7 +24,7 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 def progress(total: int, unit: str) -> Iterator[Any]:
     """Yield a tqdm bar: how many `unit` of `total`, the rate, the time left.
 
-    A workflow puts a log file in the place of sys.stderr: the bar goes to the terminal behind it if there is
+    A workflow puts a log file in the place of sys.stderr: the bar goes to the terminal itself if there is
     one, and lines go to the log if not.
     """
     if sys.__stderr__ is not None and sys.__stderr__.isatty():

@@ -227,7 +227,8 @@ def ablation_rows(records: Sequence[Record]) -> list[Row]:
     (ablation,) = records
     rows = []
     for text, dense in ablation["baseline"].items():
-        names = {"text": text, "method": METHODS["dense"].title}
+        sizes: Row = dict.fromkeys(("sinks", "window", "capacity"))
+        names = {"text": text, "method": METHODS["dense"].title, **sizes}
         rows.append(names | with_interval("perplexity", dense["common"]))
         for row in ablation["rows"]:
             if row["dataset"] == text:
