@@ -167,7 +167,7 @@ def test_record_of_another_model_is_refuted(made, results):
         (lambda path: path.write_text("{"), "is not JSON"),
         (
             lambda path: path.write_text('{"streaming": {}}'),
-            "is not a run record of this version of streamlm",
+            "is not a run record of this version",
         ),
     ],
     ids=["no losses", "broken", "old"],

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from streamlm.figures.catalogue import RESULTS, Figure
+from streamlm.figures.entry import RESULTS, Figure
 from streamlm.figures.table_files import LONG, escape_latex, write_tables
 from streamlm.summaries.tables import as_text
 

@@ -79,7 +79,7 @@ IMPORTING = {
     "summaries.long_stream": {"collect_long_stream"},
     "summaries.latency": {"write_latency_summary"},
     "summaries.presses": {"collect_comparison"},
-    "figures.__init__ figures.catalogue figures.style figures.table_files": FIGURE,
+    "figures.__init__ figures.entry figures.style figures.table_files": FIGURE,
     "figures": set(),
 }
 IMPORTING = {name: rules for names, rules in IMPORTING.items() for name in names.split()}

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from streamlm.figures.ablation import plot_ablation
-from streamlm.figures.catalogue import Figure, Records
+from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import SMALL_LOOK
 from streamlm.records.types import AblationRecord, Record
 from streamlm.summaries.main import ablation_rows

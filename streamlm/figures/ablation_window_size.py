@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure as Picture
 
 from streamlm.figures.ablation import plot_ablation
-from streamlm.figures.catalogue import Figure, Records
+from streamlm.figures.entry import Figure, Records
 from streamlm.records.types import AblationRecord, Record
 from streamlm.summaries.main import ablation_rows
 

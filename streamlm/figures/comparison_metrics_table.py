@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure as Picture
 
-from streamlm.figures.catalogue import COMPARISONS, Figure
+from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import STYLE, draw_table
 from streamlm.records.types import Record
 from streamlm.summaries.presses import comparison_rows, describe_comparison, refusals

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from streamlm.config import METHODS
-from streamlm.figures.catalogue import Figure, Records
+from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     DENSE_LOOK,
     NUMBER_LOOK,

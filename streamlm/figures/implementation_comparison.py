@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
 
-from streamlm.figures.catalogue import COMPARISONS, Figure
+from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import (
     DENSE_LOOK,
     ERROR_LOOK,

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from streamlm.config import METHODS, as_asked
-from streamlm.figures.catalogue import Figure, Records
+from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     COLUMN,
     DENSE_LOOK,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
 
 from streamlm.config import METHODS, Method
-from streamlm.figures.catalogue import RESULTS, Figure
+from streamlm.figures.entry import RESULTS, Figure
 from streamlm.figures.style import (
     DENSE_LOOK,
     ERROR_LOOK,

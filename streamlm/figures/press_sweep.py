@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure as Picture
 from matplotlib.lines import Line2D
 
-from streamlm.figures.catalogue import COMPARISONS, Figure
+from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import (
     BAND_LOOK,
     COLUMN,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure as Picture
 
-from streamlm.figures.catalogue import RESULTS, Figure
+from streamlm.figures.entry import RESULTS, Figure
 from streamlm.figures.style import STYLE, describe, draw_table
 from streamlm.records.types import Record
 from streamlm.summaries.main import result_rows

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure as Picture
 
 from streamlm.config import METHODS, Method, StreamConfig
-from streamlm.figures.catalogue import RESULTS, Figure
+from streamlm.figures.entry import RESULTS, Figure
 from streamlm.figures.style import PAGE, SMALL_LOOK, STYLE, UNSEEN_LOOK, describe, finish
 from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable, each_method, kept_text

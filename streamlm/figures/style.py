@@ -18,7 +18,7 @@ from streamlm.config import Method
 from streamlm.records.files import atomic_path
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
-from streamlm.summaries.tables import Row, as_text
+from streamlm.summaries.tables import GROUPS, Row, as_text, shown_columns
 
 Look = dict[str, Any]  # keyword arguments of a matplotlib artist
 
@@ -189,7 +189,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 def draw_table(title: str, table: Sequence[Row], n_words: int, notes: Sequence[str]) -> Figure:
     """Return a table as a picture: the first `n_words` columns are words, the others numbers.
 
-    A cell of the first column is written once, for all the rows that it holds for.
+    What a group of rows shares, in the columns `GROUPS`, is written once, below a line.
     """
     headers, rows = as_text(table)
     chars = [20, *(max(12, *map(len, column)) for column in [*zip(*rows, strict=True)][1:])]
@@ -200,13 +200,18 @@ def draw_table(title: str, table: Sequence[Row], n_words: int, notes: Sequence[s
     axes = figure.subplots()
     axes.set(xlim=(0, edges[-1]), ylim=(bottom, top))
     axes.axis("off")
-    first = [r for r in range(len(rows)) if r == 0 or rows[r][0] != rows[r - 1][0]]
+    n_groups = sum(name in GROUPS for name in shown_columns(table))
+    # Of each group column, the rows in which a new group starts.
+    starts = [
+        [r for r in range(len(rows)) if r == 0 or rows[r][: c + 1] != rows[r - 1][: c + 1]]
+        for c in range(n_groups)
+    ]
     for c, (left, right) in enumerate(pairwise(edges)):
         x, side = (left + 0.1, "left") if c < n_words else (right - 0.1, "right")
         axes.text(x, -0.1, heads[c], ha=side, va="bottom", ma=side, weight="bold")
-        for r in range(len(rows)) if c else first:
+        for r in starts[c] if c < n_groups else range(len(rows)):
             axes.text(x, 0.3 * r + 0.09, textwrap.fill(rows[r][c], chars[c]), ha=side, va="top")
-    for y, width in {**{0.3 * r: 0.5 for r in first}, top: 1.4, 0: 0.9, bottom: 1.4}.items():
+    for y, width in {**{0.3 * r: 0.5 for r in starts[-1]}, top: 1.4, 0: 0.9, bottom: 1.4}.items():
         axes.axhline(y, color="black", linewidth=width, clip_on=False)
     finish(figure, title, [], notes)
     return figure

@@ -1,6 +1,7 @@
 """Write a table as CSV, as LaTeX for a paper, and as a page that sorts by the column one clicks."""
 
 import html
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -8,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from streamlm.figures.catalogue import Figure
+from streamlm.figures.entry import Figure
 from streamlm.records.files import write_text
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
@@ -21,7 +22,7 @@ def write_tables(figure: Figure, name: str, records: Sequence[Record], targets: 
     """Write the table of a figure to every target, as its suffix says.
 
     Args:
-        figure: its entry in the catalogue.
+        figure: the entry of its module.
         name: of the figure.
         records: that the figure is drawn from, in its order.
         targets: files that end in .csv, .tex or .html.
@@ -66,6 +67,7 @@ def as_latex(rows: Sequence[Row], name: str, caption: str) -> str:
     groups = [escape_latex(heading(column)) for column in columns if column in GROUPS]
     repeated = (frame[groups] == frame[groups].shift()).all(axis=1)
     frame.loc[repeated, groups] = ""  # what a group of rows shares is written once
+    frame.columns = [_stack(head, frame[head], side) for head, side in zip(frame, sides, strict=True)]
     environment = "longtable" if len(rows) > LONG else "tabular"
     caption = f"\\caption{{{escape_latex(caption)}}}\\label{{tab:{name.replace('_', '-')}}}"
     body = frame.style.hide(axis="index").to_latex(
@@ -82,6 +84,13 @@ def as_latex(rows: Sequence[Row], name: str, caption: str) -> str:
             "\\end{table*}\n"
         )
     return f"% needs \\usepackage{{booktabs,graphicx,longtable}}\n{whole}"
+
+
+def _stack(head: str, cells: pd.Series, side: str) -> str:
+    """Return a heading in lines that are not much longer than the cells below it."""
+    lines = textwrap.wrap(head, max(9, *cells.map(len)), break_long_words=False)
+    stacked = r" \\ ".join(lines)
+    return rf"\shortstack[{side}]{{{stacked}}}"
 
 
 def _is_text(rows: Sequence[Row], column: str) -> bool:

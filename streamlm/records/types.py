@@ -240,8 +240,8 @@ def check_record(record: Mapping[str, Any], record_type: Any, name: str) -> None
         if not fits:
             what = re.sub(r"\B([A-Z])", r" \1", record_type.__name__).lower()  # RunRecord: run record
             raise ValueError(
-                f"{name} is not a {what} of this version of streamlm: {path!r} is missing or of another type; "
-                "measure again, or use the version that made it"
+                f"{name} is not a {what} of this version of streamlm: {path!r} is missing or of another "
+                "type; measure again, or use the version that made it"
             )
 
 
