@@ -11,10 +11,10 @@ import torch
 from streamlm.config import Compute, Method, StreamConfig, find_method
 from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.open_model import OpenedModel, open_model
-from streamlm.measure.scorers import Task, score
+from streamlm.measure.scorers import Scored, Task, score
 from streamlm.measure.scoring import CHUNK
 from streamlm.records.files import hash_ids
-from streamlm.records.types import Record, RunRecord
+from streamlm.records.types import Environment, Record, RunRecord
 from streamlm.stats import BootstrapConfig, after_token, describe_losses
 
 KEEP_EVERY = 8 * CHUNK  # tokens between two checkpoints
@@ -65,7 +65,7 @@ def measure_perplexity(
     """
     opened = open_model(model_dir, compute, title=title)
     torch.manual_seed(bootstrap.seed)
-    environment = opened.environment(__file__) | {"seed": bootstrap.seed}
+    environment: Environment = {**opened.environment(__file__), "seed": bootstrap.seed}
     state = None
     if checkpoint is not None:
         identity = {
@@ -86,20 +86,27 @@ def measure_perplexity(
         n_positions=positions,
         checkpoint=state,
     )
-    scored, kept = score(task), task.cfg
+    scored = score(task)
+    return _describe(opened, dataset, task, scored, environment), scored.losses.astype(np.float32)
+
+
+def _describe(
+    opened: OpenedModel, dataset: str, task: Task, scored: Scored, environment: Environment
+) -> RunRecord:
+    """Return the record, warning of what a reader of the numbers should know."""
+    kept, bootstrap, losses = task.cfg, task.bootstrap, scored.losses.astype(np.float32)
     caveats = notes(opened, kept)
     for line in caveats:
-        warnings.warn(line, stacklevel=2)
-    losses = scored.losses.astype(np.float32)
-    record: RunRecord = {
+        warnings.warn(line, stacklevel=3)
+    return {
         "model": opened.title,
         "trained_length": opened.trained_length,
         "dataset": dataset,
-        "method": method.name,
+        "method": task.method.name,
         "n_sink": kept.n_sink,
         "window_size": kept.window_size,
         "capacity": kept.capacity,
-        "storage": kv_dtype or compute.dtype,
+        "storage": task.kv_dtype or opened.compute.dtype,
         "protocol": scored.protocol,
         "confidence": bootstrap.confidence,
         "bootstrap": asdict(bootstrap),
@@ -118,11 +125,10 @@ def measure_perplexity(
             "ppl_increase_percent": None,
         },
         **scored.sections,  # type: ignore[typeddict-item]
-        "tokens": {"count": len(ids), "scored": len(losses), "sha256": hash_ids(ids)},
+        "tokens": {"count": len(task.ids), "scored": len(losses), "sha256": hash_ids(task.ids)},
         "warnings": caveats,
         "environment": environment,
     }
-    return record, losses
 
 
 def _fingerprint(model_dir: Path) -> list[list[str | int]]:

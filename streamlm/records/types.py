@@ -19,6 +19,7 @@ class Environment(TypedDict):
     device: str
     dtype: str
     torch_threads: int
+    seed: NotRequired[int]
 
 
 class Tokens(TypedDict):
