@@ -20,15 +20,17 @@ env: $(READY)
 
 # torch comes first and pinned: another package's open range would pull gigabytes of CUDA libraries.
 $(READY): envs/requirements.txt pyproject.toml
-	@echo "set-up 1 of 4: a Python environment in $(VENV) (seconds)"
+	@echo "Set-up of $(VENV), 2 to 3 minutes with a fast network; it happens once."
+	@echo "Set-up, step 1 of 4: create the environment (5 seconds)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@echo "set-up 2 of 4: torch (up to a minute)"
+	@echo "Set-up, step 2 of 4: install PyTorch (200 MB for its CPU build; about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@echo "set-up 3 of 4: everything else in envs/requirements.txt (a minute or two)"
+	@echo "Set-up, step 3 of 4: install the other packages (280 MB; about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
-	@echo "set-up 4 of 4: streamlm itself (seconds)"
+	@echo "Set-up, step 4 of 4: install streamlm itself (a few seconds)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
+	@echo "Set-up is complete."
 
 test: env
 	ruff format --check .

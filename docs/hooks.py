@@ -11,21 +11,43 @@ LOADED = re.compile(
     r"""|(?:url\(|@import\s+)["']?(?:https?:)?//[^)\s]+"""
 )
 
+# Whose names are loaded when they are first used, so that they are listed here by their modules.
+FRONT_DOOR = """\
+`from streamlm import SinkCache, StreamConfig, load_model, prepare, score_stream`: each name is loaded when it
+is first used, so `import streamlm` alone does not load torch.
+
+| name | module |
+|---|---|
+| `SinkCache` | [cache.sink_cache](streamlm.cache.sink_cache.md) |
+| `StreamConfig` | [config](streamlm.config.md) |
+| `load_model` | [cache.models](streamlm.cache.models.md) |
+| `prepare` | [cache.prepare](streamlm.cache.prepare.md) |
+| `score_stream` | [measure.scoring](streamlm.measure.scoring.md) |
+"""
+
 
 def on_files(files, config):
     """Add the reference, and pages that `nav` does not name, to what is built and to the contents."""
-    from mkdocs.structure.files import File
-
     named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     others = sorted(page.src_uri for page in files.documentation_pages() if page.src_uri not in named)
     config.nav += others
-    reference = []
-    for module in sorted(Path("streamlm").rglob("[!_]*.py")):
-        name = ".".join(module.with_suffix("").parts)
-        page = f"reference/{name}.md"
-        files.append(File.generated(config, page, content=f"# {name}\n\n::: {name}\n"))
-        reference.append({name.removeprefix("streamlm."): page})
-    config.nav.append({"Reference": reference})
+    pages, wings = [{"The front door": _add_page(files, config, "streamlm", FRONT_DOOR)}], {}
+    for file in sorted(Path("streamlm").rglob("[!_]*.py")):
+        _, *wing, module = parts = file.with_suffix("").parts
+        name = ".".join(parts)
+        (wings.setdefault(wing[0], []) if wing else pages).append(
+            {module: _add_page(files, config, name, f"::: {name}")}
+        )
+    config.nav.append({"Reference": pages + [{wing: inside} for wing, inside in wings.items()]})
+
+
+def _add_page(files, config, name, content):
+    """Add a page of the reference; return its address."""
+    from mkdocs.structure.files import File
+
+    page = f"reference/{name}.md"
+    files.append(File.generated(config, page, content=f"# {name}\n\n{content}\n"))
+    return page
 
 
 def on_page_markdown(markdown, page, config, files):

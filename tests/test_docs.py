@@ -1,6 +1,7 @@
 """What the documents show: every command runs, every message and name is in the source."""
 
 import ast
+import importlib
 import os
 import re
 import runpy
@@ -25,8 +26,8 @@ from streamlm.sources.documents import Document
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 
 
-# What is done with a command in a document, by how it begins; the longest that fits counts. A tiny model
-# stands where the packaged one is. A command that nothing here fits fails: decide, and write it down.
+# What is done with a command in a document, by how it begins; the longest beginning counts. A tiny model
+# has the name of the packaged one. A command that no beginning fits fails: decide, and add it here.
 RUN = "as typed"
 DRY = "with -n: what would be done is listed"
 OPTIONS = "not run; it and its options must be in its --help"
@@ -55,7 +56,7 @@ SMALLER = {"max_new_tokens=20_000": "max_new_tokens=20", "max_new_tokens=2_000":
 
 
 def blocks(page, language):
-    """Return what stands in the fences of one language, in order; a fence in a list is indented."""
+    """Return the content of the fences of one language, in order; a fence in a list is indented."""
     found = re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
     return [textwrap.dedent(block) for block in found]
 
@@ -67,24 +68,24 @@ def commands(block):
 
 
 def inline_commands(page):
-    """Return the commands in running text: code that begins as one of ours does, and goes on."""
+    """Return the commands in running text: code of several words that begins as one of ours does."""
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", text)
     return [span for span in spans if span.split()[0] in INLINE and len(span.split()) > 1]
 
 
 def what_to_do(command, table):
-    """Return what the table says of a command, settings of the environment in front of it left out."""
+    """Return what the table says about a command, without settings of the environment before it."""
     words = re.sub(r"^(\w+=\S*\s+)+", "", command)
     operators = {"&&", "||", "|", ";", "&"} & set(shlex.shlex(words, posix=True, punctuation_chars=True))
-    assert not operators, f"write one command a line, so that something can be said of each: {command!r}"
+    assert not operators, f"write one command a line, so that the table has an entry for each: {command!r}"
     fitting = [start for start in table if re.match(rf"{re.escape(start)}(?![\w-])", words)]
     assert fitting, f"nothing says what to do with {command!r}; add it to a table in {Path(__file__).name}"
     return table[max(fitting, key=len)]
 
 
 def rewritten(command, table):
-    """Return a command as it is to be run here."""
+    """Return a command as it is run here."""
     for long, short in SMALLER.items():
         command = command.replace(long, short)
     way = what_to_do(command, table)
@@ -161,11 +162,14 @@ def test_command_in_running_text_is_known(place, command):
 TYPED = re.compile(r"# \S+\.py, at the end\n")  # into a file, as test_new_method.py does
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
-)
+def scripts(page):
+    """Return the Python of a page, without what is typed into files."""
+    return [block for block in blocks(page, "python") if not TYPED.match(block)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=lambda page: page.name)
 def test_python_of_a_page_runs_from_top_to_bottom(place, page):
-    script = "\n".join(block for block in blocks(page, "python") if not TYPED.match(block))
+    script = "\n".join(scripts(page))
     for long, short in SMALLER.items():
         script = script.replace(long, short)
     run(place, sys.executable, "-c", script)
@@ -186,8 +190,8 @@ def test_unknown_option_in_a_document_is_found(place):
         run(place, "bash", "-euo", "pipefail", "-c", rewritten("streamlm evaluate --n-sinks 4", INLINE))
 
 
-def test_every_fence_is_of_a_kind_that_is_checked():
-    # console: what other programs print
+def test_every_fence_has_a_language_that_is_checked():
+    # console: what other programs print; diff: test_new_press.py applies it
     for page in PAGES:
         marks = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
         assert set(marks[::2]) <= {"sh", "python", "yaml", "text", "console", "diff"}, page.name
@@ -233,18 +237,50 @@ def test_quoted_message_is_one_of_ours(message):
     assert any(re.fullmatch(pattern + "\n?", line) for pattern in message_patterns()), line
 
 
-def named_places():
-    """Yield (file, name) of tables that say where something goes: `file`: `name`, `name`, or in columns."""
-    for page in (ROOT / "CONTRIBUTING.md",):
-        for file, names in re.findall(r"`([\w/.]+)`(?:: | \| )((?:`\w+`(?:, )?)+)", page.read_text()):
-            yield from ((file, name) for name in re.findall(r"`(\w+)`", names))
+def named_in_files():
+    """Yield (file, name) of a table that says what is in a file: `file`: `name`, `name`."""
+    for file, names in re.findall(
+        r"`([\w/.]+)`: ((?:`\w+`(?:, )?)+)", (ROOT / "CONTRIBUTING.md").read_text()
+    ):
+        yield from ((file, name) for name in re.findall(r"`(\w+)`", names))
 
 
-def test_places_that_are_named_exist():
-    named = list(named_places())
+def test_names_are_in_the_files_that_are_said_to_have_them():
+    named = list(named_in_files())
     assert len(named) > 15
     for file, name in named:
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_that_are_named_exist(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:streamlm|tests|docs|workflow|benchmarks|envs)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists() or "NAME" in path, path
+    for name in re.findall(r"\b(streamlm(?:\.(?!md|yaml)\w+)+)", text):
+        module, _, attribute = name.rpartition(".")
+        file = ROOT / name.replace(".", "/")
+        if not (file.is_dir() or file.with_suffix(".py").exists()):
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+def test_names_on_the_page_about_the_code_are_in_the_code():
+    code = [*(ROOT / "streamlm").rglob("*.py"), *(ROOT / "workflow/rules").glob("*.smk")]
+    known = {word for file in code for word in re.findall(r"\w+", file.read_text())}
+    for span in re.findall(r"`([A-Za-z_.]+)`", ARCHITECTURE):
+        missing = {*span.split(".")} - known
+        assert not missing or (ROOT / span).exists(), span
+    for module in re.findall(r"`(\w+/\w+\.py)`", ARCHITECTURE):
+        assert any((ROOT / folder / module).exists() for folder in ("streamlm", ".")), module
+
+
+def test_page_about_the_code_names_every_wing():
+    drawn = ARCHITECTURE.split("```")[1]
+    wings = {file.stem for file in (ROOT / "streamlm").glob("[!_]*") if file.suffix in ("", ".py")}
+    assert {name for name in wings if re.search(rf"\b{name}\b", drawn)} == wings
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -300,18 +336,16 @@ def test_version_and_license_are_the_same_everywhere():
     )
 
 
-def test_readme_is_short_and_its_translation_shows_the_same_commands():
-    readme, translated = (ROOT / "README.md").read_text(), (ROOT / "README.zh-CN.md").read_text()
-    assert len(readme.split()) <= 1500
-    for command in (
-        "make all",
-        "make test",
-        "snakemake --cores 1 all",
-        "snakemake -n",
-        "configs/pythia-70m.yaml",
-    ):
-        assert command in readme
-        assert command in translated
-    assert blocks(ROOT / "README.md", "python") == blocks(ROOT / "README.zh-CN.md", "python")
-    for mention in ("HF_ENDPOINT", "EleutherAI/pythia-70m", "4.6 [1.6, 8.5]"):
-        assert mention in translated
+def test_readme_is_short_and_its_translation_shows_the_same():
+    readme, translation = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    assert len(readme.read_text().split()) <= 1500
+
+    def lines(page, language):
+        shown = (line for block in blocks(page, language) for line in block.splitlines())
+        return {re.sub(r"\s+#.*", "", line) for line in shown}  # without comments, which are translated
+
+    assert lines(readme, "sh") <= lines(translation, "sh")
+    assert lines(readme, "yaml") <= lines(translation, "yaml")
+    assert blocks(readme, "python") == blocks(translation, "python")
+    for mention in ("HF_ENDPOINT=", "EleutherAI/pythia-70m", "4.6 [1.6, 8.5]"):
+        assert mention in translation.read_text()
