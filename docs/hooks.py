@@ -51,7 +51,7 @@ def _add_page(files, config, name, content):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Keep the words of a link to a file beside docs/, which the site has not; the file must be there."""
+    """Keep the words of a link to a file outside docs/, which is not on the site; the file must exist."""
     from mkdocs.exceptions import PluginError
 
     docs = Path(config.docs_dir).resolve()

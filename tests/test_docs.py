@@ -103,43 +103,43 @@ def rewritten(command, table):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def project(tmp_path_factory):
     """A copy of the project in which a tiny model has the name of the packaged one, with texts and tokens."""
-    place = tmp_path_factory.mktemp("documented")
-    copy_project(place, more=("benchmarks", "tests", "pyproject.toml"))
-    model = place / "data/models/smollm2-135m-instruct"
-    for folder in (model, place / "mymodel", place / "data/smoke/model"):
+    project = tmp_path_factory.mktemp("documented")
+    copy_project(project, more=("benchmarks", "tests", "pyproject.toml"))
+    model = project / "data/models/smollm2-135m-instruct"
+    for folder in (model, project / "mymodel", project / "data/smoke/model"):
         write_tiny_model(folder)
     prose = "Attention sinks keep a stream of text steady. " * 300
-    (place / "notes.txt").write_text(prose)
+    (project / "notes.txt").write_text(prose)
     for corpus in ("wikitext", "pg19"):
-        write_sample(place / f"data/{corpus}/sample.json", corpus, {}, [Document(title=corpus, text=prose)])
-        tokens = place / f"data/tokens/{model.name}/{corpus}.npy"
+        write_sample(project / f"data/{corpus}/sample.json", corpus, {}, [Document(title=corpus, text=prose)])
+        tokens = project / f"data/tokens/{model.name}/{corpus}.npy"
         tokens.parent.mkdir(parents=True, exist_ok=True)
         np.save(tokens, np.random.default_rng(0).integers(0, 256, 12_000))
     for page in PAGES:
         for block in blocks(page, "yaml"):
             if named := re.match(r"# (configs/\S+\.yaml)\n", block):
-                (place / named[1]).write_text(block)
+                (project / named[1]).write_text(block)
     programs = {
         "streamlm": "-c 'from streamlm.cli import main; main()'", "snakemake": "-m snakemake",
         "pip": "-m pip", "python": "", "hf": "-m huggingface_hub.cli.hf",
     }  # fmt: skip
     for name, arguments in programs.items():
-        (place / "bin").mkdir(exist_ok=True)
-        (place / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
-        (place / "bin" / name).chmod(0o755)
-    (place / ".venv/bin").mkdir(parents=True)
-    (place / ".venv/bin/activate").touch()  # the environment that runs the tests is active
-    return place
+        (project / "bin").mkdir(exist_ok=True)
+        (project / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        (project / "bin" / name).chmod(0o755)
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/activate").touch()  # the environment that runs the tests is active
+    return project
 
 
-def run(place, *command, **options):
+def run(project, *command, **options):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SNAKEMAKE")}
     environment |= {
-        "PATH": f"{place}/bin:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(place), "COLUMNS": "200",
+        "PATH": f"{project}/bin:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(project), "COLUMNS": "200",
     }  # fmt: skip
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, **options)
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -149,14 +149,14 @@ MENTIONED = {command: page.name for page in PAGES for command in inline_commands
 
 
 @pytest.mark.parametrize("block", SHELL, ids=[f"{name}-{i}" for i, name in enumerate(SHELL.values())])
-def test_shell_block_runs(place, block):
+def test_shell_block_runs(project, block):
     lines = [rewritten(command, BLOCKS) for command in commands(block)]
-    run(place, "bash", "-euo", "pipefail", "-c", "\n".join(lines))
+    run(project, "bash", "-euo", "pipefail", "-c", "\n".join(lines))
 
 
 @pytest.mark.parametrize("command", MENTIONED, ids=[f"{page}-{span}" for span, page in MENTIONED.items()])
-def test_command_in_running_text_is_known(place, command):
-    run(place, "bash", "-euo", "pipefail", "-c", rewritten(command, INLINE))
+def test_command_in_running_text_is_known(project, command):
+    run(project, "bash", "-euo", "pipefail", "-c", rewritten(command, INLINE))
 
 
 TYPED = re.compile(r"# \S+\.py, at the end\n")  # into a file, as test_new_method.py does
@@ -168,11 +168,11 @@ def scripts(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=lambda page: page.name)
-def test_python_of_a_page_runs_from_top_to_bottom(place, page):
+def test_python_of_a_page_runs_from_top_to_bottom(project, page):
     script = "\n".join(scripts(page))
     for long, short in SMALLER.items():
         script = script.replace(long, short)
-    run(place, sys.executable, "-c", script)
+    run(project, sys.executable, "-c", script)
 
 
 def test_command_that_no_table_has_is_refused():
@@ -185,9 +185,9 @@ def test_command_that_no_table_has_is_refused():
     assert rewritten("snakemake --unlock", BLOCKS) == "snakemake --unlock"
 
 
-def test_unknown_option_in_a_document_is_found(place):
+def test_unknown_option_in_a_document_is_found(project):
     with pytest.raises(AssertionError):
-        run(place, "bash", "-euo", "pipefail", "-c", rewritten("streamlm evaluate --n-sinks 4", INLINE))
+        run(project, "bash", "-euo", "pipefail", "-c", rewritten("streamlm evaluate --n-sinks 4", INLINE))
 
 
 def test_every_fence_has_a_language_that_is_checked():
@@ -212,8 +212,8 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
 @pytest.mark.parametrize("fragment", [part for part in FRAGMENTS if part.keys() <= CONFIG.keys()], ids=str)
-def test_config_that_is_shown_has_no_fault(place, monkeypatch, fragment):
-    monkeypatch.chdir(place)
+def test_config_that_is_shown_has_no_fault(project, monkeypatch, fragment):
+    monkeypatch.chdir(project)
     check_config(merged(CONFIG, fragment))
 
 
