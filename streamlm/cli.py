@@ -25,7 +25,7 @@ STATUS = (
     "Exit status: 0 done; 1 a fault at work, such as a missing file; 2 a wrong command line; "
     "130 stopped by Ctrl-C. What is wrong is one line on stderr."
 )
-MEASURE, WRITE, LOOK = "Measure", "Write", "Look"
+MEASURE, WRITE, INSPECT = "Measure", "Write", "Inspect"
 
 app = typer.Typer(
     name="streamlm",
@@ -56,10 +56,10 @@ for panel, function, example in (
     (MEASURE, latency, "--dataset-name wikitext --capacity 512 --capacity 1024 --output-dir latency"),
     (WRITE, generate, "--prompt 'Once upon a time' --max-new-tokens 20000 --output story.txt"),
     (WRITE, chat, "--system 'You answer in one sentence.' --temperature 0.7"),
-    (LOOK, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
-    (LOOK, figures, "--results-dir results --output-dir figures"),
-    (LOOK, verify, "results --max-tokens 5000"),
-    (LOOK, version, ""),
+    (INSPECT, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
+    (INSPECT, figures, "--results-dir results --output-dir figures"),
+    (INSPECT, verify, "results --max-tokens 5000"),
+    (INSPECT, version, ""),
 ):
     name = function.__name__
     command = app.command(rich_help_panel=panel, epilog=f"Example: streamlm {name} {example}".rstrip())

@@ -82,14 +82,14 @@ def block_bootstrap(values: np.ndarray, cfg: BootstrapConfig) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def trend(values: np.ndarray, places: np.ndarray) -> dict[str, float]:
-    """Return the slope of values (N,) over places (N,) with its 95 % interval.
+def trend(values: np.ndarray, positions: np.ndarray) -> dict[str, float]:
+    """Return the slope of values (N,) over positions (N,) with its 95 % interval.
 
     Source: Sen, Estimates of the regression coefficient based on Kendall's tau (1968), through scipy.
     """
     from scipy.stats import theilslopes  # here: it takes a second that most callers need not spend
 
-    found = theilslopes(values, places, alpha=0.95)
+    found = theilslopes(values, positions, alpha=0.95)
     return {"slope": float(found.slope), "low": float(found.low_slope), "high": float(found.high_slope)}
 
 

@@ -69,7 +69,7 @@ def test_help_shows_an_example(name):
 
 def test_help_is_in_groups_and_explains_the_exit_status():
     done = streamlm(ROOT, "--help")
-    for group in ("Measure", "Write", "Look"):
+    for group in ("Measure", "Write", "Inspect"):
         assert f"─ {group} ─" in done.stdout
     assert "Exit status: 0 done; 1 a fault at work" in done.stdout
     bare = streamlm(ROOT)

@@ -1,1 +1,1 @@
-"""The commands of `streamlm`, one module for each group of its help."""
+"""The commands of `streamlm`, one module for each."""
