@@ -84,10 +84,10 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
             if isinstance(plan, DecodePlan):
                 self.store.begin_step(plan)
-        like, given = self.store.signature, signature(key_states)
-        if given != like:
+        if signature(key_states) != self.store.signature:
             raise ValueError(
-                f"SinkCache holds (batch, heads, size, dtype, device) {like} and was given {given}; "
+                f"SinkCache holds (batch, heads, size, dtype, device) {self.store.signature} and was given "
+                f"{signature(key_states)}; "
                 "use one cache per model and batch, or reset() it and change nothing else"
             )
         if isinstance(plan, DecodePlan):

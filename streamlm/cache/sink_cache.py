@@ -159,10 +159,11 @@ class SinkCache(Cache):  # type: ignore[misc]
         Raises:
             ValueError: if the model is not prepared.
         """
-        if self._pass is None or self._pass.n_new != key_states.shape[2]:
+        active, layer = self._pass, self.layers[layer_idx]
+        if active is None or active.n_new != key_states.shape[2]:
             raise ValueError(UNPREPARED)
-        plan = self._plan_of(layer_idx, key_states.device)
-        seen: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states, plan)
+        plan = active.layer(layer.cfg, key_states.device)
+        seen: tuple[Tensor, Tensor] = layer.update(key_states, value_states, plan)
         return seen
 
     def _plan_of(self, layer_idx: int, device: torch.device) -> DecodePlan | ChunkPlan:
