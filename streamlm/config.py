@@ -131,8 +131,3 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def method_geometry(method: str, n_sink: int, window_size: int, n_tokens: int) -> StreamConfig:
-    """Return the cache geometry of a method at equal memory, for a stream of `n_tokens`."""
-    return find_method(method).geometry(StreamConfig(n_sink=n_sink, window_size=window_size), n_tokens)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 
-def turn(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
+def rotate(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
     """Rotate one vector (..., D) to `position`, the 2 x 2 matrices of the RoPE paper written out."""
     half, angles = len(inv_freq), position * inv_freq.double()
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -16,24 +16,24 @@ def turn(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
 
 
 class Evicting:
-    """The policy as the paper tells it: unrotated keys in a list, positions are places in that list."""
+    """The policy as in the paper: unrotated keys in a list, positions are indices into that list."""
 
     def __init__(self, n_sink: int, window_size: int) -> None:
         self.n_sink, self.window_size = n_sink, window_size
-        self.held: list[tuple[Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
         """Attend with one token's unrotated q (Hq, D) over the cache that k, v (Hkv, D) join."""
-        self.held.append((k, v))
-        if len(self.held) > self.n_sink + self.window_size:
-            del self.held[self.n_sink]
+        self.kept.append((k, v))
+        if len(self.kept) > self.n_sink + self.window_size:
+            del self.kept[self.n_sink]
         out = []
         for head in range(len(q)):
             shared = head * len(k) // len(q)
-            query = turn(q[head], len(self.held) - 1, inv_freq)
-            keys = [turn(key[shared], place, inv_freq) for place, (key, _) in enumerate(self.held)]
+            query = rotate(q[head], len(self.kept) - 1, inv_freq)
+            keys = [rotate(key[shared], position, inv_freq) for position, (key, _) in enumerate(self.kept)]
             weights = (torch.stack(keys) @ query * scaling).softmax(0)
-            out.append(weights @ torch.stack([value[shared] for _, value in self.held]))
+            out.append(weights @ torch.stack([value[shared] for _, value in self.kept]))
         return torch.stack(out)
 
 
@@ -98,7 +98,7 @@ def neox_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int)
 class NaiveCache(Cache):
     """The policy on any rotary model's own code, one token at a time: unrotated keys, in lists.
 
-    The model must be given position_ids = p(t), the query's place in the full-attention cache, and attend
+    The model must be given position_ids = p(t), the query's position in the full-attention cache, and attend
     with `naive_attention`. A layer with a sliding window keeps that window, at true distances.
     """
 
@@ -107,33 +107,33 @@ class NaiveCache(Cache):
     ):
         super().__init__(layers=[])
         self.rules = [(n_sink, window_size) if window is None else (0, window) for window in windows]
-        self.held = [[] for _ in windows]
+        self.kept = [[] for _ in windows]
         self.capacity, self.inv_freq, self.pairs = n_sink + window_size, inv_freq.double(), pairs
         self.n_seen = 0
 
     @property
-    def place(self) -> int:
-        """Where the next query sits."""
+    def position(self) -> int:
+        """The position of the next query."""
         return min(self.n_seen, self.capacity - 1)
 
-    def turn(self, x: Tensor, position: int) -> Tensor:
+    def rotate(self, x: Tensor, position: int) -> Tensor:
         if self.pairs == "halves":
-            return turn(x, position, self.inv_freq)
+            return rotate(x, position, self.inv_freq)
         order = torch.cat(
             (torch.arange(0, 2 * len(self.inv_freq), 2), torch.arange(1, 2 * len(self.inv_freq), 2))
         )
         order = torch.cat((order, torch.arange(len(order), x.shape[-1])))
-        return turn(x[..., order], position, self.inv_freq)[..., order.argsort()]
+        return rotate(x[..., order], position, self.inv_freq)[..., order.argsort()]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_, **__) -> tuple[Tensor, Tensor]:
         n_sink, window_size = self.rules[layer_idx]
-        held, place = self.held[layer_idx], self.place
-        held.append((self.turn(keys, -place), values))
-        if len(held) > n_sink + window_size:
-            del held[n_sink]
-        first = place - (len(held) - 1)  # 0 in a layer with sinks: the newest key is at the query
-        turned = [self.turn(key, first + i) for i, (key, _) in enumerate(held)]
-        return torch.cat(turned, dim=2), torch.cat([value for _, value in held], dim=2)
+        kept, position = self.kept[layer_idx], self.position
+        kept.append((self.rotate(keys, -position), values))
+        if len(kept) > n_sink + window_size:
+            del kept[n_sink]
+        first = position - (len(kept) - 1)  # 0 in a layer with sinks: the newest key is at the query
+        rotated = [self.rotate(key, first + i) for i, (key, _) in enumerate(kept)]
+        return torch.cat(rotated, dim=2), torch.cat([value for _, value in kept], dim=2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.n_seen
@@ -156,8 +156,8 @@ def naive_logits(model, ids: Tensor, windows, n_sink: int, window_size: int, pai
     cache = NaiveCache(windows, n_sink, window_size, model.base_model.rotary_emb.inv_freq, pairs)
     logits = []
     for token in ids[0]:
-        place = torch.tensor([[cache.place]])
-        logits.append(model(token[None, None], position_ids=place, past_key_values=cache).logits)
+        position = torch.tensor([[cache.position]])
+        logits.append(model(token[None, None], position_ids=position, past_key_values=cache).logits)
         cache.n_seen += 1
     model.set_attn_implementation(before)
     return torch.cat(logits, dim=1)
@@ -174,10 +174,10 @@ def recomputed_losses(model: nn.Module, ids: list[int], positions: list[int], ca
 
 
 def evict(k_raw: Tensor, v: Tensor, n_sink: int, budget: int, inv_freq: Tensor):
-    """What a cache keeps of keys and values (1, Hkv, T, D), its keys turned to the places 0, 1, … in it."""
+    """What a cache keeps of keys and values (1, Hkv, T, D), its keys rotated to their positions 0, 1, …"""
     n_tokens = k_raw.shape[2]
     kept = [*range(n_sink), *range(n_tokens - budget + n_sink, n_tokens)]
-    keys = [turn(k_raw[:, :, t], place, inv_freq) for place, t in enumerate(kept)]
+    keys = [rotate(k_raw[:, :, t], position, inv_freq) for position, t in enumerate(kept)]
     return torch.stack(keys, dim=2), v[:, :, kept]
 
 

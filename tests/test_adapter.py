@@ -5,7 +5,7 @@ import torch
 from conftest import MODELS, VOCAB, tiny_llama, tiny_neox
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import turn
+from reference import rotate
 from torch.testing import assert_close
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
@@ -121,10 +121,10 @@ def test_kept_keys_are_rotated_to_cache_positions_and_other_features_stay(name):
     module.rotary_emb = model.base_model.rotary_emb
     inv_freq = module.rotary_emb.inv_freq.double()
     raw = torch.randn(1, 2, 10, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    written = torch.stack([turn(raw[:, :, t], t, inv_freq) for t in range(10)], dim=2)
+    written = torch.stack([rotate(raw[:, :, t], t, inv_freq) for t in range(10)], dim=2)
     kept = torch.tensor([0, 1, 6, 8])
     rotated = rerotate_keys(module, kept.expand(1, 2, -1), written)
-    expected = torch.stack([turn(raw[:, :, t], slot, inv_freq) for slot, t in enumerate(kept)], dim=2)
+    expected = torch.stack([rotate(raw[:, :, t], slot, inv_freq) for slot, t in enumerate(kept)], dim=2)
     assert_close(rotated, expected, atol=1e-5, rtol=1e-5)  # kvpress forms its angles in float32
 
 

@@ -118,13 +118,13 @@ def test_eviction_is_that_of_the_slow_twin(budget, n_sink):
     raw, values = torch.randn(2, 1, 2, 12, 8, dtype=torch.float64)
     inv_freq = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)  # 6 of 8 features
     query = torch.randn(1, 2, 8, dtype=torch.float64)
-    written = torch.stack([reference.turn(raw[:, :, t], t, inv_freq) for t in range(12)], dim=2)
+    written = torch.stack([reference.rotate(raw[:, :, t], t, inv_freq) for t in range(12)], dim=2)
     keys, kept = evict(written, values, n_sink, budget, inv_freq)
     expected_keys, expected = reference.evict(raw, values, n_sink, budget, inv_freq)
     assert_close(kept, expected)
     # ours keep their positions in the text, the twin's are those in the cache: the next query's scores agree
-    scores = keys @ reference.turn(query, 12, inv_freq)[..., None]
-    assert_close(scores, expected_keys @ reference.turn(query, budget, inv_freq)[..., None])
+    scores = keys @ reference.rotate(query, 12, inv_freq)[..., None]
+    assert_close(scores, expected_keys @ reference.rotate(query, budget, inv_freq)[..., None])
 
 
 def test_memory_is_bounded_for_streamlm_alone(folder):
