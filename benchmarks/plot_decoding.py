@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.figures.style import DENSE_LOOK, LINE_LOOKS, PAGE, SMALL, STYLE
+from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, PAGE, RC_PARAMS, SMALL
 
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
@@ -16,11 +16,11 @@ RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.p
 def plot_times(axes, by_capacity, title, scale):
     """Draw the median of each implementation against tokens held, with the spread over turns."""
     held = [int(capacity) for capacity in by_capacity]
-    for name, look in zip(next(iter(by_capacity.values())), (*LINE_LOOKS, DENSE_LOOK), strict=False):
+    for name, style in zip(next(iter(by_capacity.values())), (*LINE_STYLES, DENSE_STYLE), strict=False):
         runs = np.array([times[name] for times in by_capacity.values()])  # (sizes, turns)
         middle = np.median(runs, axis=1)
         arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)
-        axes.errorbar(held, middle, arms, label=name, **look)
+        axes.errorbar(held, middle, arms, label=name, **style)
     axes.set(title=title, xlabel="tokens held", ylabel="ms per token", xscale="log", yscale=scale)
     axes.set_xticks(held, map(str, held))
     axes.minorticks_off()
@@ -33,14 +33,14 @@ def plot_times(axes, by_capacity, title, scale):
 def plot_long(axes, long, key, title, unit):
     """Draw one quantity along the long generation, with its trend."""
     slope, low, high = long[f"{key}_trend"]
-    axes.plot(long["tokens_thousands"], long[key], **LINE_LOOKS[0] | {"marker": ""})
+    axes.plot(long["tokens_thousands"], long[key], **LINE_STYLES[0] | {"marker": ""})
     axes.set(title=title, xlabel="tokens generated, thousands", ylabel=unit)
     axes.set_ylim(0, 1.25 * max(long[key]))
     trend = f"trend {slope:+.3f} [{low:+.3f}, {high:+.3f}] {unit}\nper thousand tokens"
     axes.annotate(trend, (0.97, 0.06), xycoords="axes fraction", ha="right")
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def main():
     record = json.loads(RECORD.read_text())
     figure = Figure((PAGE, 5.2), layout="constrained")

@@ -1,16 +1,12 @@
 import copy
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import VOCAB, score_by_name, tiny_llama
 from drawn import (
     assert_printable,
@@ -21,8 +17,6 @@ from drawn import (
     error_bars,
     lines,
 )
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -30,18 +24,10 @@ from streamlm.cache.attention import streaming_mask
 from streamlm.config import METHODS
 from streamlm.figures.ablation_n_sink import plot_ablation_n_sink
 from streamlm.figures.ablation_window_size import plot_ablation_window_size
-from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
 from streamlm.figures.main_comparison import plot_main_comparison
 from streamlm.figures.results_summary import plot_results_summary
 from streamlm.figures.schemes import DRAWN, SKETCH, plot_schemes, sketch_of
 from streamlm.figures.style import (
-    HATCHES,
-    LINE_LOOKS,
-    STYLE,
-    bar_look,
-    looks_of,
-    method_bar,
-    method_look,
     save_figures,
 )
 from streamlm.records.files import write_array, write_json
@@ -281,28 +267,14 @@ def test_sketches_are_the_masks_of_the_library():
 
 
 def test_figures_hold_any_number_of_methods(results, monkeypatch):
-    for i, look in enumerate(("#cc79a7", "#56b4e9"), 1):
-        added = replace(METHODS["streaming"], name=f"added{i}", title=f"added method {i}", color=look)
+    for i, style in enumerate(("#cc79a7", "#56b4e9"), 1):
+        added = replace(METHODS["streaming"], name=f"added{i}", title=f"added method {i}", color=style)
         monkeypatch.setitem(METHODS, added.name, added)
     more = copy.deepcopy(results[:2])
     for result in more:
         result["methods"] |= dict.fromkeys(("added1", "added2"), result["methods"]["streaming"])
     for plot in (plot_main_comparison, plot_schemes, plot_results_summary):
         assert "added method 2" in assert_uncluttered(plot(more))
-
-
-def test_every_figure_says_what_to_see_and_what_was_measured():
-    config = yaml.safe_load((PACKAGE.parent / "config.yaml").read_text())
-    for name in FIGURES:
-        caption = fill_caption(name, config)
-        assert "**What to see**" in caption
-        assert "**Measured** with SmolLM2-135M-Instruct, Q4_1 dequantised" in caption
-        assert find_figure(name).title
-
-
-def test_unknown_figure_is_refused():
-    with pytest.raises(ValueError, match="unknown figure 'pie'; known are schemes, main_comparison"):
-        find_figure("pie")
 
 
 @pytest.fixture(scope="session")
@@ -347,62 +319,7 @@ def test_figures_of_one_text_fit_a_column(ablate):
     assert_readable(figure, TEXTS[:1])
 
 
-def in_grey(look, draw):
-    """A picture (80, 80) of a look in shades of grey."""
-    figure = Figure((0.8, 0.8))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 1), ylim=(0, 1))
-    axes.axis("off")
-    with matplotlib.rc_context(STYLE):
-        draw(axes, look)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    return np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"), dtype=float)
-
-
-LINES = {
-    "methods": {method.name: method_look(method) for method in METHODS.values()},
-    "sizes and capacities": dict(enumerate(LINE_LOOKS)),
-    "beside kvpress": looks_of(["dense", "streamlm", "streamlm_dense_prefill", *"abcdefg"]),
-}
-BARS = {
-    "methods": {method.name: method_bar(method) for method in METHODS.values()},
-    "beside kvpress": {
-        label: bar_look(look, hatch)
-        for (label, look), hatch in zip(
-            looks_of(["dense", "streamlm", *"abcd"]).items(), HATCHES, strict=True
-        )
-    },
-}
-
-
-@pytest.mark.parametrize(
-    ("looks", "draw"),
-    [
-        *((looks, lambda axes, look: axes.plot([0, 0.5, 1], [0.5] * 3, **look)) for looks in LINES.values()),
-        *((looks, lambda axes, look: axes.bar(0.5, 1, 0.8, **look)) for looks in BARS.values()),
-    ],
-)
-def test_looks_differ_in_grey(looks, draw):
-    pictures = {label: in_grey(look, draw) for label, look in looks.items()}
-    for (label, picture), (other, other_picture) in combinations(pictures.items(), 2):
-        inked = (picture < 250) | (other_picture < 250)
-        assert np.abs(picture - other_picture)[inked].mean() > 15, f"{label} looks like {other} in grey"
-
-
-def test_looks_stand_in_one_module():
-    for name in FIGURES:
-        code = (PACKAGE / "figures" / f"{name}.py").read_text()
-        assert not re.search(r"#[0-9a-f]{6}|color=\"|fontsize=\d|hatch=\"|marker=\"[^\"]", code), name
-
-
 def test_plotting_leaves_the_settings_of_matplotlib_alone(results, tmp_path):
     before = dict(matplotlib.rcParams)
     save_figures([tmp_path / "table.png"], plot_results_summary(results))
     assert dict(matplotlib.rcParams) == before
-
-
-def test_import_loads_no_model_library_and_no_pyplot():
-    code = "import sys, streamlm.figures.main_comparison; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"torch", "transformers", "matplotlib.pyplot"} & set(modules.split())
-    assert "matplotlib.figure" in modules.split()

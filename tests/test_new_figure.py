@@ -24,12 +24,12 @@ from matplotlib.figure import Figure as Picture
 
 from streamlm.config import METHODS
 from streamlm.figures.entry import RESULTS, Figure
-from streamlm.figures.style import PAGE, STYLE, describe, finish, method_bar
+from streamlm.figures.style import PAGE, RC_PARAMS, describe, finish, method_bar
 from streamlm.summaries.main import each_method
 from streamlm.summaries.tables import mib
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_memory(results):
     """Return a bar for each text and method."""
     figure = Picture((PAGE, 3))

@@ -29,8 +29,8 @@ def evaluate(
     method: Annotated[
         MethodName,
         cache_option(
-            help="window keeps as many tokens as streaming, but no sinks; recompute reads these again for "
-            "every token, estimated at --positions."
+            help="window keeps as many tokens as streaming, but no sinks; recompute computes them from "
+            "scratch for every token, estimated at --positions."
         ),
     ] = "streaming",
     cache: CacheOptions,

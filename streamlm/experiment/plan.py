@@ -59,7 +59,7 @@ def _bounded(cfg: StreamConfig) -> Method:
 def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
     """Return every distinct run that the experiment needs, by label.
 
-    A run has `max_eval_tokens`, and what `perplexity.measure_perplexity` takes: `method`, `cfg` as asked,
+    A run has `max_eval_tokens`, and what `measure_perplexity` takes: `method`, `cfg` as asked,
     `positions` and `compute`.
     """
     experiment, long = config["experiment"], config["long_stream"]
@@ -111,7 +111,7 @@ def latency_label(method: str, capacity: int | str, n_sink: int) -> str:
 
 
 def latency_settings(config: Config) -> dict[str, int]:
-    """Return how much is decoded where latency is measured, as `latency.LatencyConfig` takes it."""
+    """Return how much is decoded where latency is measured, as `LatencyConfig` takes it."""
     latency = config["decoding_latency"]
     return {key: latency[key] for key in ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs")}
 
@@ -142,12 +142,12 @@ def plan_comparison(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def compared_contexts(config: Config) -> dict[str, int]:
-    """Return how much is read and scored there, as `prefill.ContextConfig` takes it."""
+    """Return how much is read and scored there, as `ContextConfig` takes it."""
     return {key: config["comparison"][key] for key in ("contexts", "context_tokens", "scored_tokens")}
 
 
 def compared_decoding(config: Config) -> dict[str, int]:
-    """Return what is decoded there, as `decoding.DecodeConfig` takes it."""
+    """Return what is decoded there, as `DecodeConfig` takes it."""
     return {"capacity": config["comparison"]["capacity"], **config["comparison"]["decode"]}
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Picture
 
 from streamlm.figures.ablation import plot_ablation
 from streamlm.figures.entry import Figure, Records
-from streamlm.figures.style import SMALL_LOOK
+from streamlm.figures.style import SMALL_STYLE
 from streamlm.records.types import AblationRecord, Record
 from streamlm.summaries.main import ablation_rows
 
@@ -42,7 +42,7 @@ def _zoom_past_no_sinks(axes: Axes, rows: Sequence[Record]) -> None:
         low, high = span([row for row in rows if row not in far])
         axes.set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
         written = "".join(f"\n{row['capacity']}: {row['common'][key]:+,.0f} %" for row in far)
-        axes.text(0.015, 0.98, f"off scale ↑{written}", transform=axes.transAxes, **SMALL_LOOK)
+        axes.text(0.015, 0.98, f"off scale ↑{written}", transform=axes.transAxes, **SMALL_STYLE)
 
 
 FIGURE = Figure(

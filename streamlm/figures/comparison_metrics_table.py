@@ -6,12 +6,12 @@ import matplotlib
 from matplotlib.figure import Figure as Picture
 
 from streamlm.figures.entry import COMPARISONS, Figure
-from streamlm.figures.style import STYLE, draw_table
+from streamlm.figures.style import RC_PARAMS, draw_table
 from streamlm.records.types import Record
 from streamlm.summaries.presses import comparison_rows, describe_comparison, refusals
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_comparison_metrics_table(comparisons: Sequence[Record]) -> Picture:
     """Return the table of `comparison_rows` as a picture."""
     notes = [*describe_comparison(comparisons[0]), *refusals(comparisons[0])]

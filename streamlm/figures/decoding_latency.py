@@ -13,16 +13,16 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from streamlm.config import METHODS
 from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
-    DENSE_LOOK,
-    NUMBER_LOOK,
+    DENSE_STYLE,
+    NUMBER_STYLE,
     PAGE,
-    PEAK_LOOK,
+    PEAK_STYLE,
+    RC_PARAMS,
     SMALL,
-    SMALL_LOOK,
-    STYLE,
+    SMALL_STYLE,
     error_arms,
     finish,
-    method_look,
+    method_style,
     use_log_scale,
 )
 from streamlm.records.types import LongRunRecord, Record
@@ -33,7 +33,7 @@ from streamlm.summaries.tables import Row, spread
 MIB = 2**20
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_decoding_latency(records: Sequence[Record]) -> Picture:
     """Return time per token, its ratio to streaming, memory, and the times along one long run.
 
@@ -59,7 +59,7 @@ def plot_decoding_latency(records: Sequence[Record]) -> Picture:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("tokens kept (dense: tokens in the context)")
     handles: list[Artist] = [
-        Line2D([], [], **method_look(METHODS[name]), label=_label(name, lines[name])) for name in lines
+        Line2D([], [], **method_style(METHODS[name]), label=_label(name, lines[name])) for name in lines
     ]
     runs = len(timed[0]["step_ms"]["runs"])
     notes = [
@@ -94,24 +94,24 @@ def _plot_times(axes: Axes, lines: dict[str, list[Record]]) -> None:
         values = [record["step_ms"]["median"] for record in records]
         spans = error_arms(values, [record["step_ms"]["spread"] for record in records])
         axes.errorbar(
-            [r["capacity"] for r in records], values, spans, elinewidth=0.8, **method_look(METHODS[method])
+            [r["capacity"] for r in records], values, spans, elinewidth=0.8, **method_style(METHODS[method])
         )
     use_log_scale(axes)
     axes.set(title="Time per token", ylabel="ms per token")
 
 
 def _plot_ratios(axes: Axes, records: Sequence[Record]) -> None:
-    axes.axhline(1, **DENSE_LOOK)
+    axes.axhline(1, **DENSE_STYLE)
     for method in ("recompute", "dense"):
         found = speedups(records, method)
         values = [ratio["ratio"] for ratio in found.values()]
         spans = error_arms(values, [ratio["spread"] for ratio in found.values()])
-        axes.errorbar([*found], values, spans, elinewidth=0.8, **method_look(METHODS[method]))
+        axes.errorbar([*found], values, spans, elinewidth=0.8, **method_style(METHODS[method]))
         for size, ratio in found.items():
-            at, look = (size, ratio["spread"][1]), NUMBER_LOOK
+            at, style = (size, ratio["spread"][1]), NUMBER_STYLE
             if method == "dense":
-                at, look = (size, ratio["spread"][0]), NUMBER_LOOK | {"xytext": (0, -2), "va": "top"}
-            axes.annotate(f"{ratio['ratio']:.3g}x", at, **look)
+                at, style = (size, ratio["spread"][0]), NUMBER_STYLE | {"xytext": (0, -2), "va": "top"}
+            axes.annotate(f"{ratio['ratio']:.3g}x", at, **style)
     axes.margins(y=0.15)
     use_log_scale(axes)
     axes.set(title="How many times the time of streaming", ylabel="time / time of streaming")
@@ -122,10 +122,10 @@ def _plot_memory(axes: Axes, lines: dict[str, list[Record]]) -> None:
         sizes = [record["capacity"] for record in records]
         kept = np.array([record["kv_bytes"] for record in records]) / MIB
         if kept.all():  # re-computation keeps nothing
-            axes.plot(sizes, kept, **method_look(METHODS[method]))
+            axes.plot(sizes, kept, **method_style(METHODS[method]))
         if all(record["step_peak_bytes"] is not None for record in records):
             rise = np.array([record["step_peak_bytes"] for record in records]) / MIB
-            axes.plot(sizes, kept + rise, **method_look(METHODS[method]) | PEAK_LOOK)
+            axes.plot(sizes, kept + rise, **method_style(METHODS[method]) | PEAK_STYLE)
     use_log_scale(axes)
     axes.set(title="Memory kept (filled) and peak of a step (hollow)", ylabel="keys and values, MiB")
 
@@ -133,11 +133,11 @@ def _plot_memory(axes: Axes, lines: dict[str, list[Record]]) -> None:
 def _plot_long_run(axes: Axes, record: Record) -> None:
     """Draw the long stream and the young ones beside it."""
     trend, times = record["trend_percent_per_1000_tokens"], record["step_ms"]
-    for key, look, label in (
-        ("young_parts", DENSE_LOOK, "young streams beside it"),
-        ("parts", method_look(METHODS["streaming"]) | {"markersize": 2.5}, "this stream"),
+    for key, style, label in (
+        ("young_parts", DENSE_STYLE, "young streams beside it"),
+        ("parts", method_style(METHODS["streaming"]) | {"markersize": 2.5}, "this stream"),
     ):
-        axes.plot(record["tokens_seen"], times[key], **look, label=label)
+        axes.plot(record["tokens_seen"], times[key], **style, label=label)
     axes.set_ylim(0, 1.45 * max(*times["parts"], *times["young_parts"]))
     axes.set(
         title=f"One run of {record['decoded']['timed_tokens']:,} tokens, {record['capacity']:,} kept",
@@ -146,7 +146,7 @@ def _plot_long_run(axes: Axes, record: Record) -> None:
     )
     axes.legend(loc="lower left", ncols=2, fontsize=SMALL, columnspacing=1)
     line = f"ratio: {trend['slope']:+.1f} [{trend['low']:+.1f}, {trend['high']:+.1f}] % per 1,000 tokens"
-    axes.text(0.02, 0.97, line, transform=axes.transAxes, **SMALL_LOOK)
+    axes.text(0.02, 0.97, line, transform=axes.transAxes, **SMALL_STYLE)
 
 
 def decoding_latency_rows(records: Sequence[Record]) -> list[Row]:

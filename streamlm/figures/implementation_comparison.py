@@ -12,18 +12,18 @@ from matplotlib.patches import Patch
 
 from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import (
-    DENSE_LOOK,
-    ERROR_LOOK,
+    DENSE_STYLE,
+    ERROR_STYLE,
     HATCHES,
-    NUMBER_LOOK,
+    NUMBER_STYLE,
     PAGE,
-    STYLE,
-    Look,
-    bar_look,
+    RC_PARAMS,
+    Style,
+    bar_style,
     error_arms,
     finish,
     label_line,
-    looks_of,
+    styles_of,
 )
 from streamlm.presses.grammar import STREAMLM
 from streamlm.records.types import Record
@@ -38,30 +38,30 @@ BARS = (  # title, unit, key, interval
 )
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_implementation_comparison(comparisons: Sequence[Record]) -> Picture:
     """Return the streaming decode: quality and time by text, equality, and what kvpress still holds."""
     check_comparable(comparisons, same_stream=False)
     decodings = [record["decoding"] for record in comparisons]
-    looks = looks_of(list(decodings[0]["methods"]))
-    n_bars = len(looks) * len(decodings)
+    styles = styles_of(list(decodings[0]["methods"]))
+    n_bars = len(styles) * len(decodings)
     figure = Picture((max(PAGE, 1.1 + 0.58 * n_bars), 7.4))
     panels = figure.subplots(3, 2).flat
     for axes, (title, unit, key, interval) in zip(panels[:3], BARS, strict=True):
-        _plot_bars(axes, decodings, looks, key, interval)
+        _plot_bars(axes, decodings, styles, key, interval)
         axes.set(title=title, ylabel=unit)
-    _plot_equality(panels[3], decodings, looks)
+    _plot_equality(panels[3], decodings, styles)
     n_sink, decoded = decodings[0]["n_sink"], decodings[0]["decoded"]
     n_recent = decoded["capacity"] - 1 - n_sink
     for axes, key, what in (
         (panels[4], "sinks", f"sinks kept, of {n_sink}"),
         (panels[5], "recent", f"recent tokens kept, of {n_recent:,}"),
     ):
-        _plot_survivors(axes, decodings[0], looks, key)
+        _plot_survivors(axes, decodings[0], styles, key)
         axes.set(title=f"First layer: {what}", ylabel="tokens", xlabel="tokens decoded", ylim=(0, None))
     handles = [
-        Patch(**bar_look(look, hatch), label=method_name(label))
-        for (label, look), hatch in zip(looks.items(), cycle(HATCHES), strict=False)
+        Patch(**bar_style(style, hatch), label=method_name(label))
+        for (label, style), hatch in zip(styles.items(), cycle(HATCHES), strict=False)
     ]
     notes = [
         *describe_comparison(comparisons[0]),
@@ -72,19 +72,19 @@ def plot_implementation_comparison(comparisons: Sequence[Record]) -> Picture:
 
 
 def _plot_bars(
-    axes: Axes, decodings: Sequence[Record], looks: Mapping[str, Look], key: str, interval: str | None
+    axes: Axes, decodings: Sequence[Record], styles: Mapping[str, Style], key: str, interval: str | None
 ) -> None:
     """Draw one value of every method, texts side by side."""
-    width = 0.94 / len(looks)
-    for i, ((label, look), hatch) in enumerate(zip(looks.items(), cycle(HATCHES), strict=False)):
+    width = 0.94 / len(styles)
+    for i, ((label, style), hatch) in enumerate(zip(styles.items(), cycle(HATCHES), strict=False)):
         for j, decoding in enumerate(decodings):
-            part, x = decoding["methods"][label], j + width * (i - (len(looks) - 1) / 2)
-            axes.bar(x, part[key], 0.9 * width, **bar_look(look, hatch))
+            part, x = decoding["methods"][label], j + width * (i - (len(styles) - 1) / 2)
+            axes.bar(x, part[key], 0.9 * width, **bar_style(style, hatch))
             top = part[key]
             if interval is not None:
-                axes.errorbar(x, part[key], error_arms([part[key]], [part[interval]]), **ERROR_LOOK)
+                axes.errorbar(x, part[key], error_arms([part[key]], [part[interval]]), **ERROR_STYLE)
                 top = max(top, *part[interval])
-            axes.annotate(_number(part[key]), (x, top), **NUMBER_LOOK)
+            axes.annotate(_number(part[key]), (x, top), **NUMBER_STYLE)
     axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], 24) for d in decodings])
     axes.set(xlabel="text", ymargin=0.15, xlim=(-0.52, len(decodings) - 0.48))
     axes.set_ylim(0, None)
@@ -96,14 +96,14 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if value < 1 else f"{value:.{1 if value < 100 else 0}f}"
 
 
-def _plot_equality(axes: Axes, decodings: Sequence[Record], looks: Mapping[str, Look]) -> None:
+def _plot_equality(axes: Axes, decodings: Sequence[Record], styles: Mapping[str, Style]) -> None:
     """Draw the largest difference of any loss to streamlm's, by method and text."""
-    labels = [label for label in looks if label.startswith("kvpress")]
+    labels = [label for label in styles if label.startswith("kvpress")]
     for label in labels:
         values = [decoding["methods"][label]["against_streamlm"]["largest_nats"] for decoding in decodings]
         x = np.arange(len(values)) + 0.2 * (labels.index(label) - (len(labels) - 1) / 2)
-        axes.plot(x, np.maximum(values, 1e-9), **{**looks[label], "linestyle": "", "markersize": 6})
-    axes.axhline(1e-4, **DENSE_LOOK)
+        axes.plot(x, np.maximum(values, 1e-9), **{**styles[label], "linestyle": "", "markersize": 6})
+    axes.axhline(1e-4, **DENSE_STYLE)
     axes.set_yscale("log")
     label_line(axes, 1e-4, "equal up to rounding below")
     axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], 24) for d in decodings])
@@ -111,12 +111,12 @@ def _plot_equality(axes: Axes, decodings: Sequence[Record], looks: Mapping[str, 
     axes.set(xlim=(-0.5, len(decodings) - 0.5))
 
 
-def _plot_survivors(axes: Axes, decoding: Record, looks: Mapping[str, Look], key: str) -> None:
-    for label, look in looks.items():
+def _plot_survivors(axes: Axes, decoding: Record, styles: Mapping[str, Style], key: str) -> None:
+    for label, style in styles.items():
         held = decoding["methods"][label]["survivors"]
         if held is not None:
             x = held["interval"] * np.arange(1, len(held[key]) + 1)
-            axes.plot(x, held[key], **{**look, "markevery": max(1, len(x) // 10)})
+            axes.plot(x, held[key], **{**style, "markevery": max(1, len(x) // 10)})
 
 
 def implementation_comparison_rows(comparisons: Sequence[Record]) -> list[Row]:

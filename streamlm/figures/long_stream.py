@@ -14,15 +14,15 @@ from streamlm.config import METHODS, as_asked
 from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     COLUMN,
-    DENSE_LOOK,
-    LIMIT_LOOK,
-    SIZE_STYLES,
-    STYLE,
-    Look,
-    band_look,
+    DENSE_STYLE,
+    LIMIT_STYLE,
+    LINE_PATTERNS,
+    RC_PARAMS,
+    Style,
+    band_style,
     finish,
     label_limit,
-    method_look,
+    method_style,
     scale_perplexity,
     use_log_scale,
 )
@@ -31,7 +31,7 @@ from streamlm.summaries.main import check_comparable, describe_setting, kept_tex
 from streamlm.summaries.tables import Row, mib, spread
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_long_stream(streams: Sequence[Record]) -> Picture:
     """Return perplexity, loss against the largest cache and memory along a stream, a column for each text.
 
@@ -41,25 +41,25 @@ def plot_long_stream(streams: Sequence[Record]) -> Picture:
     check_comparable(streams, same_stream=False)
     figure = Picture((COLUMN * len(streams), 6.6))
     reference = _size(streams[0]["rows"][-1])
-    looks = _look_rows(streams[0]["rows"])
+    styles = _style_rows(streams[0]["rows"])
     panels = figure.subplots(3, len(streams), squeeze=False)
     for stream, column in zip(streams, panels.T, strict=True):
         perplexity, difference, memory = column
-        difference.axhline(0, **DENSE_LOOK)
+        difference.axhline(0, **DENSE_STYLE)
         low, high = np.transpose(stream["rows"][-1]["running_interval"])
         perplexity.fill_between(
-            stream["rows"][-1]["tokens_seen"], low, high, **band_look(method_look(METHODS["streaming"]))
+            stream["rows"][-1]["tokens_seen"], low, high, **band_style(method_style(METHODS["streaming"]))
         )
-        for row, look in zip(stream["rows"], looks.values(), strict=True):
+        for row, style in zip(stream["rows"], styles.values(), strict=True):
             x = row["tokens_seen"]
-            perplexity.plot(x, row["running_perplexity"], **look)
+            perplexity.plot(x, row["running_perplexity"], **style)
             if row is not stream["rows"][-1]:
-                difference.plot(x, row["part_difference_nats"], **look)
-            memory.plot(x, [size / 2**20 for size in row["kv_bytes"]], **look)
+                difference.plot(x, row["part_difference_nats"], **style)
+            memory.plot(x, [size / 2**20 for size in row["kv_bytes"]], **style)
         trained = stream["trained_length"]
         if trained is not None:
             for axes in column:
-                axes.axvline(trained, **LIMIT_LOOK)
+                axes.axvline(trained, **LIMIT_STYLE)
             label_limit(memory, trained, f"trained to {trained:,}")
         scale_perplexity(perplexity)
         use_log_scale(memory)
@@ -71,7 +71,7 @@ def plot_long_stream(streams: Sequence[Record]) -> Picture:
         for axes in column:
             axes.set(xlabel="tokens seen", xlim=(0, None))
             axes.xaxis.set(major_locator=MaxNLocator(4), major_formatter=StrMethodFormatter("{x:,.0f}"))
-    handles = [Line2D([], [], **look, label=label) for label, look in looks.items()]
+    handles = [Line2D([], [], **style, label=label) for label, style in styles.items()]
     counts = [stream["tokens"]["count"] for stream in streams]
     dense = streams[0]["rows"][0]["tokens_seen"][-1]
     notes = [
@@ -85,16 +85,16 @@ def plot_long_stream(streams: Sequence[Record]) -> Picture:
     return figure
 
 
-def _look_rows(rows: Sequence[Record]) -> dict[str, Look]:
+def _style_rows(rows: Sequence[Record]) -> dict[str, Style]:
     """Return the style of every row by its label: a method keeps its colour, sizes differ in the line."""
-    looks, styles = {}, cycle(SIZE_STYLES)
+    styles, patterns = {}, cycle(LINE_PATTERNS)
     for row in reversed(rows):  # the largest cache gets the solid line
         method = METHODS[row["method"]]
-        look = {**method_look(method), "marker": ""}
+        style = {**method_style(method), "marker": ""}
         if method.geometry is as_asked:
-            look["linestyle"] = next(styles)
-        looks[f"{method.title}: {_size(row)}"] = look
-    return dict(reversed(looks.items()))
+            style["linestyle"] = next(patterns)
+        styles[f"{method.title}: {_size(row)}"] = style
+    return dict(reversed(styles.items()))
 
 
 def _size(row: Record) -> str:

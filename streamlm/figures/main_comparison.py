@@ -11,11 +11,11 @@ from matplotlib.patches import Patch
 from streamlm.config import METHODS, Method
 from streamlm.figures.entry import RESULTS, Figure
 from streamlm.figures.style import (
-    DENSE_LOOK,
-    ERROR_LOOK,
-    NUMBER_LOOK,
+    DENSE_STYLE,
+    ERROR_STYLE,
+    NUMBER_STYLE,
     PAGE,
-    STYLE,
+    RC_PARAMS,
     describe,
     error_arms,
     finish,
@@ -34,7 +34,7 @@ PANELS = (
 )
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_main_comparison(results: Sequence[Record]) -> Picture:
     """Return perplexity, time, speed-up and memory by text and method, from `collect_result` records."""
     methods = [METHODS[name] for name in results[0]["methods"]]
@@ -43,7 +43,7 @@ def plot_main_comparison(results: Sequence[Record]) -> Picture:
     names = [textwrap.fill(result["dataset"], int(name_width / 0.066)) for result in results]
     for axes, (title, unit, section, key, factor) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         if key == "speedup":
-            axes.axhline(1, **DENSE_LOOK)  # numbers stand above: a dash beside one would read as a minus
+            axes.axhline(1, **DENSE_STYLE)  # numbers stand above: a dash beside one would read as a minus
         for i, method in enumerate(methods):
             for j, result in enumerate(results):
                 x = j + 0.8 * ((i + 0.5) / len(methods) - 0.5)
@@ -67,8 +67,8 @@ def _write_value(axes: Axes, x: float, height: float, part: Record, key: str) ->
     text = "n/a" if part.get(key) is None else f"{height:,.{digits}f}"
     interval = part.get(f"{key}_interval", [])
     if interval:
-        axes.errorbar(x, height, error_arms([height], [interval]), **ERROR_LOOK)
-    axes.annotate(text, (x, max(height, key == "speedup", *interval)), **NUMBER_LOOK)
+        axes.errorbar(x, height, error_arms([height], [interval]), **ERROR_STYLE)
+    axes.annotate(text, (x, max(height, key == "speedup", *interval)), **NUMBER_STYLE)
 
 
 def _label_method(method: Method, results: Sequence[Record]) -> str:

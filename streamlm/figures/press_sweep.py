@@ -11,13 +11,13 @@ from matplotlib.lines import Line2D
 
 from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import (
-    BAND_LOOK,
+    BAND_STYLE,
     COLUMN,
-    DENSE_LOOK,
-    STYLE,
-    band_look,
+    DENSE_STYLE,
+    RC_PARAMS,
+    band_style,
     finish,
-    looks_of,
+    styles_of,
     use_log_scale,
 )
 from streamlm.presses.grammar import STREAMLM
@@ -27,28 +27,28 @@ from streamlm.summaries.presses import few_blocks_notes, method_name, refusals
 from streamlm.summaries.tables import Row, with_interval
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_press_sweep(comparisons: Sequence[Record]) -> Picture:
     """Return perplexity and divergence from dense against the budget, a line for each method."""
     check_comparable(comparisons, same_stream=False)
     first = comparisons[0]
     methods = {label: part for label, part in first["methods"].items() if part["budgets"]}
-    looks = looks_of(list(methods))
+    styles = styles_of(list(methods))
     figure = Picture((COLUMN * len(comparisons), 5.6))
     for record, column in zip(
         comparisons, figure.subplots(2, len(comparisons), squeeze=False).T, strict=True
     ):
         perplexity, divergence = column
-        perplexity.axhspan(*record["dense"]["perplexity_interval"], **BAND_LOOK)
-        perplexity.axhline(record["dense"]["perplexity"], **DENSE_LOOK)
-        for label, look in looks.items():
+        perplexity.axhspan(*record["dense"]["perplexity_interval"], **BAND_STYLE)
+        perplexity.axhline(record["dense"]["perplexity"], **DENSE_STYLE)
+        for label, style in styles.items():
             entries = sorted(record["methods"][label]["budgets"], key=lambda entry: entry["capacity"])
             for axes, key in ((perplexity, "perplexity"), (divergence, "kl_nats")):
                 sizes = [e["capacity"] for e in entries]
-                axes.plot(sizes, [e[key] for e in entries], **look)
+                axes.plot(sizes, [e[key] for e in entries], **style)
                 if label == STREAMLM:
                     edges = np.transpose([e[f"{key}_interval"] for e in entries])
-                    axes.fill_between(sizes, *edges, **band_look(look))
+                    axes.fill_between(sizes, *edges, **band_style(style))
         perplexity.set(title=textwrap.fill(record["dataset"], 40), ylabel="perplexity")
         divergence.set(title="Divergence from the dense distribution", ylabel="mean KL, nats")
         for axes in column:
@@ -58,10 +58,10 @@ def plot_press_sweep(comparisons: Sequence[Record]) -> Picture:
             axes.set_xlabel("entries kept of the context, tokens")
             use_log_scale(axes)
     handles: list[Artist] = [
-        Line2D([], [], **look, label=method_name(label, methods[label]["method"]))
-        for label, look in looks.items()
+        Line2D([], [], **style, label=method_name(label, methods[label]["method"]))
+        for label, style in styles.items()
     ]
-    handles.append(Line2D([], [], **DENSE_LOOK, label="dense"))
+    handles.append(Line2D([], [], **DENSE_STYLE, label="dense"))
     contexts = first["contexts"]
     notes = [
         describe_setting(first),

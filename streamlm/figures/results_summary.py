@@ -6,12 +6,12 @@ import matplotlib
 from matplotlib.figure import Figure as Picture
 
 from streamlm.figures.entry import RESULTS, Figure
-from streamlm.figures.style import STYLE, describe, draw_table
+from streamlm.figures.style import RC_PARAMS, describe, draw_table
 from streamlm.records.types import Record
 from streamlm.summaries.main import result_rows
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_results_summary(results: Sequence[Record]) -> Picture:
     """Return the table of `result_rows` as a picture, from `collect_result` records."""
     notes = describe(results[0], [result["tokens"]["count"] for result in results], results[0]["protocol"])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 
 from streamlm.config import METHODS, Method, StreamConfig
 from streamlm.figures.entry import RESULTS, Figure
-from streamlm.figures.style import PAGE, SMALL_LOOK, STYLE, UNSEEN_LOOK, describe, finish
+from streamlm.figures.style import PAGE, RC_PARAMS, SMALL_STYLE, UNSEEN_STYLE, describe, finish
 from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable, each_method, kept_text
 from streamlm.summaries.tables import Row, with_interval
@@ -34,7 +34,7 @@ def sketch_of(method: Method) -> np.ndarray:
     return (key <= query) & ((query - key < cfg.window_size) | (key < cfg.n_sink))
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(RC_PARAMS)
 def plot_schemes(results: Sequence[Record]) -> Picture:
     """Return a sketch of every method above its cost and its perplexities, from `collect_result` records."""
     check_comparable(results, same_stream=False)
@@ -48,7 +48,7 @@ def plot_schemes(results: Sequence[Record]) -> Picture:
             common = result["methods"][method.name]["common"]
             value = "n/a" if common is None else f"{common['perplexity']:,.2f}"
             lines += textwrap.wrap(f"{result['dataset']}: {value}", 33)
-        axes.text(0, -0.04, "\n".join(lines), transform=axes.transAxes, **SMALL_LOOK)
+        axes.text(0, -0.04, "\n".join(lines), transform=axes.transAxes, **SMALL_STYLE)
         axes.set_title(method.title, loc="left")
     aside = (
         f"sketched: {DRAWN.n_sink} sinks, a window of {DRAWN.window_size}, {SKETCH} tokens, re-computation "
@@ -61,7 +61,7 @@ def plot_schemes(results: Sequence[Record]) -> Picture:
 
 
 def _draw_sketch(axes: Axes, method: Method) -> None:
-    colours = ListedColormap([UNSEEN_LOOK["color"], method.color])
+    colours = ListedColormap([UNSEEN_STYLE["color"], method.color])
     axes.pcolormesh(sketch_of(method)[::-1], cmap=colours, edgecolors="white", linewidth=0.8, vmin=0, vmax=1)
     axes.set_aspect("equal")
     axes.axis("off")

@@ -20,7 +20,7 @@ from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
 from streamlm.summaries.tables import GROUPS, Row, as_text, shown_columns
 
-Look = dict[str, Any]  # keyword arguments of a matplotlib artist
+Style = dict[str, Any]  # keyword arguments of a matplotlib artist
 
 # Figures are drawn at the size at which they are printed: one panel fills a column of a two-column page, two
 # stand side by side. Shrunk to the 5.5 inches of a one-column page, the smallest letters still have 5 points.
@@ -28,7 +28,7 @@ COLUMN = 3.45  # inches
 PAGE = 2 * COLUMN
 SMALL = 6.5  # points; nothing is written smaller
 
-STYLE: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
     "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "figure.titlesize": 9,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
@@ -46,58 +46,58 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = (
 )  # fmt: skip
 HATCHES = ("", "....", "////", "xxxx", "----", "\\\\")
 
-SIZE_STYLES = ("-", ":", "--", "-.")  # of one method at several sizes
-LINE_LOOKS: list[Look] = [
-    {"color": color, "marker": marker, "linestyle": style}
-    for color, marker, style in zip((BLUE, VERMILION, GREEN), "os^", ("-", "--", "-."), strict=True)
+LINE_PATTERNS = ("-", ":", "--", "-.")  # of one method at several sizes
+LINE_STYLES: list[Style] = [
+    {"color": color, "marker": marker, "linestyle": pattern}
+    for color, marker, pattern in zip((BLUE, VERMILION, GREEN), "os^", ("-", "--", "-."), strict=True)
 ]
-OUR_LOOKS: dict[str, Look] = {  # beside kvpress
+OUR_STYLES: dict[str, Style] = {  # beside kvpress
     "dense": {"color": GREY, "marker": "D", "linestyle": "--"},
     "streamlm": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2, "zorder": 3},
     "streamlm_dense_prefill": {"color": BLUE, "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
 }
-DENSE_LOOK: Look = {"color": INK, "linestyle": (0, (6, 2)), "linewidth": 0.9, "zorder": 0.9}
-LIMIT_LOOK: Look = {"color": RULE, "linestyle": ":", "linewidth": 0.8, "zorder": 0.9}
-BAND_LOOK: Look = {"color": "#ededed", "zorder": 0.5}
-UNSEEN_LOOK: Look = {"color": "#f2f2f2"}
-PEAK_LOOK: Look = {"linestyle": ":", "markerfacecolor": "white"}
-ERROR_LOOK: Look = {"color": "black", "linewidth": 0.8}
-SMALL_LOOK: Look = {"fontsize": SMALL, "va": "top"}
-NUMBER_LOOK: Look = {
+DENSE_STYLE: Style = {"color": INK, "linestyle": (0, (6, 2)), "linewidth": 0.9, "zorder": 0.9}
+LIMIT_STYLE: Style = {"color": RULE, "linestyle": ":", "linewidth": 0.8, "zorder": 0.9}
+BAND_STYLE: Style = {"color": "#ededed", "zorder": 0.5}
+UNSEEN_STYLE: Style = {"color": "#f2f2f2"}
+PEAK_STYLE: Style = {"linestyle": ":", "markerfacecolor": "white"}
+ERROR_STYLE: Style = {"color": "black", "linewidth": 0.8}
+SMALL_STYLE: Style = {"fontsize": SMALL, "va": "top"}
+NUMBER_STYLE: Style = {
     "ha": "center", "va": "bottom", "fontsize": SMALL, "xytext": (0, 2), "textcoords": "offset points",
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # or grid lines would strike it
 }  # fmt: skip
 
 
-def bar_look(look: Look, hatch: str) -> Look:
-    """Return how bars of what `look` draws as a line are filled."""
-    return {"facecolor": look["color"], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+def bar_style(style: Style, hatch: str) -> Style:
+    """Return how bars of what `style` draws as a line are filled."""
+    return {"facecolor": style["color"], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
-def band_look(look: Look) -> Look:
+def band_style(style: Style) -> Style:
     """Return how the interval around a line is filled."""
-    return {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": 0.6}
+    return {"color": style["color"], "alpha": 0.18, "linewidth": 0, "zorder": 0.6}
 
 
-def method_look(method: Method) -> Look:
+def method_style(method: Method) -> Style:
     """Return how lines of a method are drawn."""
     return {"color": method.color, "marker": method.marker, "linestyle": method.linestyle}
 
 
-def method_bar(method: Method) -> Look:
+def method_bar(method: Method) -> Style:
     """Return how bars of a method are filled."""
-    return bar_look(method_look(method), method.hatch)
+    return bar_style(method_style(method), method.hatch)
 
 
-def looks_of(labels: Sequence[str]) -> dict[str, Look]:
+def styles_of(labels: Sequence[str]) -> dict[str, Style]:
     """Return how each method beside kvpress is drawn; any two differ in marker or line."""
     colors = cycle((VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000"))
-    markers, styles = cycle("s^vDPX*<>"), cycle(("-", "--", "-."))
+    markers, patterns = cycle("s^vDPX*<>"), cycle(("-", "--", "-."))
     others = (
-        {"color": color, "marker": marker, "linestyle": style}
-        for color, marker, style in zip(colors, markers, styles, strict=False)
+        {"color": color, "marker": marker, "linestyle": pattern}
+        for color, marker, pattern in zip(colors, markers, patterns, strict=False)
     )
-    return {label: OUR_LOOKS.get(label) or next(others) for label in labels}
+    return {label: OUR_STYLES.get(label) or next(others) for label in labels}
 
 
 def error_arms(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> np.ndarray:
@@ -166,7 +166,13 @@ def finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequenc
     head = 0.2 + 0.15 * (1 + title.count("\n"))
     above, below = head + 0.17 * legend_rows, 0.12 + 0.128 * (1 + footer.count("\n"))
     figure.text(
-        0.5, 1 - 0.1 / height, title, ha="center", va="top", fontsize=STYLE["figure.titlesize"], weight="bold"
+        0.5,
+        1 - 0.1 / height,
+        title,
+        ha="center",
+        va="top",
+        fontsize=RC_PARAMS["figure.titlesize"],
+        weight="bold",
     )
     figure.text(0.1 / width, 0.06 / height, footer, ha="left", va="bottom", fontsize=SMALL, color=INK)
     if handles:
@@ -229,7 +235,7 @@ def save_figure(target: Path | str, figure: Figure) -> None:
     kind = Path(target).suffix.removeprefix(".")
     if kind not in WITHOUT:
         raise ValueError(f"a figure is written as .png or .pdf, got {target}")
-    with atomic_path(target) as path, matplotlib.rc_context(STYLE):
+    with atomic_path(target) as path, matplotlib.rc_context(RC_PARAMS):
         figure.savefig(path, format=kind, dpi=300, metadata=dict.fromkeys(WITHOUT[kind]))
 
 

@@ -35,8 +35,8 @@ def collect_comparison(
     of both. Their `streaming` is StreamingLLMPress as it is, or streamlm, at `capacity`.
 
     Args:
-        runs: of `compression.measure_compression` by label, streamlm among them.
-        decoding: of `decode_comparison.measure_decoding`.
+        runs: of `presses.prefill.measure_compression` by label, streamlm among them.
+        decoding: of `presses.decoding.measure_decoding`.
         dataset: name of the text.
         capacity: entries kept in the main comparison.
         cfg: of the bootstrap.
