@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test test-latest test-slow test-slurm test-report smoke docs bench-decoding publish clean
+.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -50,9 +50,23 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-latest.txt
 	touch $@
 
-test-latest: $(LATEST)/.ready
-	$(LATEST)/bin/python -m pytest tests/test_attention.py tests/test_sink_cache.py tests/test_families.py \
-		tests/test_models.py tests/test_perplexity.py tests/test_cuda_graph.py tests/test_linear.py
+# All that does not run the workflow or kvpress, which does not allow this transformers.
+LIBRARY := attention chat cost cuda_graph every_family families footprint front_door gguf latency \
+	linear methods model_folders models perplexity sampling scoring sink_cache threads
+
+latest: $(LATEST)/.ready
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
+	$(LATEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+
+test-latest: latest
+	$(LATEST)/bin/python -m pytest -m "not slow and not kvpress" $(LIBRARY:%=tests/test_%.py)
+
+# Which decoders are exact, in docs/models.md: with the pinned transformers, and with the newest.
+models: env latest
+	mkdir -p results
+	python tests/judge.py judge > results/models_pinned.json
+	PYTHONPATH=. $(LATEST)/bin/python tests/judge.py judge > results/models_latest.json
+	python tests/judge.py page results/models_pinned.json results/models_latest.json > docs/models.md
 
 # The packaged model on real text: the ordering of the methods.
 test-slow: env

@@ -44,12 +44,13 @@ class Ours:
     """Our cache without a model."""
 
     def __init__(self, config, capacity, inv_freq):
-        self.cache, self.rotary = SinkCache(config, N_SINK, capacity - N_SINK), Rotary(inv_freq)
+        self.cache = SinkCache(config, N_SINK, capacity - N_SINK)
+        self.rotaries = [Rotary(inv_freq)] * len(self.cache.layers)
         many = torch.randn(1, config.num_key_value_heads, capacity + 1, config.head_dim)
         self.step(many, many)
 
     def step(self, keys, values):
-        self.cache._begin_pass(keys.shape[2], self.rotary, torch.float32, None)
+        self.cache._begin_pass(keys.shape[2], self.rotaries, torch.float32, None)
         for i in range(len(self.cache.layers)):
             self.cache.update(keys, values, i)
         self.cache._end_pass()

@@ -77,7 +77,7 @@ def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, blo
     q, k, v = random_qkv(total)
     held = [*range(2), *range(n_past - cfg.window_size + 1, total)]
     plan = plan_attention(
-        cfg, Rotary(inv_freq), n_past=n_past, n_new=n_new, dtype=q.dtype, shift=shift, block=block
+        cfg, Rotary(inv_freq), q.device, n_past=n_past, n_new=n_new, dtype=q.dtype, shift=shift, block=block
     )
     later = attend(
         rotated(q, inv_freq, shift, 2)[:, :, n_past:],

@@ -10,7 +10,8 @@ from streamlm.cache.footprint import (
     read_config,
     sink_cache_bytes,
 )
-from streamlm.cache.prepare import prepare, rotary_frequencies
+from streamlm.cache.prepare import prepare
+from streamlm.cache.probe import ask_layers
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 
@@ -60,7 +61,7 @@ def test_layout_is_read_from_the_config(tmp_path):
 @pytest.mark.parametrize("make", MODELS.values())
 def test_rotary_features_are_those_that_the_model_rotates(make):
     model = make()
-    assert describe_layout(model.config).rotary_size == 2 * len(rotary_frequencies(model))
+    assert describe_layout(model.config).rotary_size == 2 * len(ask_layers(model)[0].inv_freq)
 
 
 def test_model_that_the_cache_refuses_is_described_with_the_reason():

@@ -72,8 +72,9 @@ def to_gguf(name, weight):
     return names.get_name(name.removesuffix(".weight")) + ".weight", np.ascontiguousarray(weight)
 
 
-def write_gguf(path, weights, **changes):
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path, weights, parts_of=0, header=lambda writer: None, **changes):
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=parts_of)
+    header(writer)
     writer.add_context_length(64)
     writer.add_embedding_length(D)
     writer.add_block_count(1)
@@ -86,7 +87,7 @@ def write_gguf(path, weights, **changes):
     writer.add_vocab_size(len(TOKENS))
     write_tokenizer(writer, metadata(**changes))
     for name, weight in weights.items():
-        writer.add_tensor(*to_gguf(name, weight))
+        writer.add_tensor(*(to_gguf(name, weight) if name.startswith("model.") else (name, weight)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -197,3 +198,54 @@ def test_unreadable_file_is_refused_in_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"cannot read .*x\.gguf as GGUF") as caught:
         convert_gguf(tmp_path / "x.gguf", tmp_path / "model", "X")
     assert "\n" not in str(caught.value)
+
+
+def test_part_of_a_split_model_is_refused(tmp_path):
+    """transformers reads it as a whole, and fills what it lacks at random."""
+    write_gguf(tmp_path / "tiny.gguf", random_weights(), parts_of=6)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) > 1
+    for i, part in enumerate(parts, 1):
+        with pytest.raises(ValueError, match=f"is part {i} of {len(parts)} of a model; join them"):
+            convert_gguf(part, tmp_path / "model", "Tiny, random")
+    assert not (tmp_path / "model").exists()
+
+
+def test_missing_weight_is_refused(tmp_path):
+    weights = random_weights()
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's weights, such as .*up_proj"):
+        convert_gguf(write_gguf(tmp_path / "tiny.gguf", weights), tmp_path / "model", "Tiny, random")
+
+
+def scaled(kind, factor):
+    def header(writer):
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(factor)
+
+    return header
+
+
+def test_linear_rotary_scaling_is_carried_over(tmp_path):
+    header = scaled(gguf.RopeScalingType.LINEAR, 4.0)
+    convert_gguf(
+        write_gguf(tmp_path / "tiny.gguf", random_weights(), header=header), tmp_path / "model", "Tiny"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    rope = model.config.rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("linear", 4.0)
+    expected = 10_000.0 ** (-torch.arange(0, HEAD, 2) / HEAD) / 4
+    assert_close(model.model.rotary_emb.inv_freq, expected)
+
+
+def test_other_rotary_scaling_is_refused(tmp_path):
+    header = scaled(gguf.RopeScalingType.YARN, 4.0)
+    file = write_gguf(tmp_path / "yarn.gguf", random_weights(), header=header)
+    with pytest.raises(
+        ValueError, match="scales its rotary positions by 'yarn', which cannot be carried over"
+    ):
+        convert_gguf(file, tmp_path / "model", "Tiny")
+    factors = {"rope_freqs.weight": np.full(HEAD // 2, 2.0, dtype=np.float32)}
+    file = write_gguf(tmp_path / "factors.gguf", random_weights() | factors)
+    with pytest.raises(ValueError, match=r"scales its rotary positions by 'rope_freqs\.weight'"):
+        convert_gguf(file, tmp_path / "model", "Tiny")

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 from transformers import DynamicCache
 
+from streamlm.cache.rope import Rotary
 from streamlm.config import Compute
 from streamlm.presses import prefill
 from streamlm.presses.adapter import exact_ratio, make_press
@@ -119,7 +120,7 @@ def test_eviction_is_that_of_the_slow_twin(budget, n_sink):
     inv_freq = torch.tensor([1.0, 0.3, 0.05], dtype=torch.float64)  # 6 of 8 features
     query = torch.randn(1, 2, 8, dtype=torch.float64)
     written = torch.stack([reference.rotate(raw[:, :, t], t, inv_freq) for t in range(12)], dim=2)
-    keys, kept = evict(written, values, n_sink, budget, inv_freq)
+    keys, kept = evict(written, values, n_sink, budget, Rotary(inv_freq))
     expected_keys, expected = reference.evict(raw, values, n_sink, budget, inv_freq)
     assert_close(kept, expected)
     # ours keep their positions in the text, the twin's are those in the cache: the next query's scores agree

@@ -190,9 +190,9 @@ def test_cache_whose_pass_broke_off_must_be_reset():
 
 def test_layers_unlike_each_other_get_stores_of_their_own():
     """As on several devices: memory is exact once each layer has shown where it is."""
-    cache, rotary = SinkCache(tiny_llama().config, 3, 9), Rotary(torch.ones(4))
+    cache, rotaries = SinkCache(tiny_llama().config, 3, 9), [Rotary(torch.ones(4))] * 2
     for n_new in (20, 1, 1):
-        cache._begin_pass(n_new, rotary, torch.float32, None)
+        cache._begin_pass(n_new, rotaries, torch.float32, None)
         for i, dtype in enumerate((torch.float32, torch.float64)):
             states = torch.ones(1, 2, n_new, 8, dtype=dtype)
             keys, _ = cache.update(states, states, i)

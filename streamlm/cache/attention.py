@@ -72,7 +72,8 @@ class AttentionPlan:
 
 def plan_attention(
     cfg: StreamConfig,
-    rotary: Rotary,
+    rotary: Rotary | None,
+    device: torch.device,
     *,
     n_past: int,
     n_new: int,
@@ -86,7 +87,8 @@ def plan_attention(
 
     Args:
         cfg: cache geometry, in tokens.
-        rotary: of the model; its device is where the plan lives.
+        rotary: of the layers; None if they do not rotate.
+        device: where the plan lives.
         n_past: tokens seen before this pass.
         n_new: tokens of this pass.
         dtype: of rotations, at least float32.
@@ -95,7 +97,7 @@ def plan_attention(
         min_pads: the fewest left pads of any row.
         block: queries per block.
     """
-    device, end = rotary.inv_freq.device, n_past + n_new
+    end = n_past + n_new
     n_sinks = max(0, min(cfg.n_sink, end - min_pads))
     first_band = min(max(min_pads + n_sinks, n_past - cfg.window_size + 1), n_past)
     pad = torch.zeros((), dtype=torch.int64, device=device) if pads is None else pads[:, None]
@@ -126,8 +128,8 @@ def plan_attention(
     positions = tokens(n_past, end) - pad
     difference = positions.clamp(max=cfg.capacity - 1) + pad - (tokens(n_past, end) - shift)
     to_sinks = None
-    if n_sinks and (pads is not None or shift or end > cfg.capacity):
-        to_sinks = rotary.by(difference, dtype)
+    if rotary is not None and n_sinks and (pads is not None or shift or end > cfg.capacity):
+        to_sinks = rotary.to(device).by(difference, dtype)
         to_sinks = to_sinks if pads is None else to_sinks.each_row()
     return AttentionPlan(n_sinks, first_band, tuple(blocks), to_sinks)
 
@@ -140,7 +142,16 @@ def _with_dummy(seen: Tensor) -> Tensor:
     return seen | (own & ~seen.any(-1, keepdim=True))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scaling: float) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    scaling: float,
+    *,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
     """Return softmax attention of the new queries over sinks and band.
 
     Args:
@@ -149,14 +160,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scaling: float)
         v: (B, Hkv, Tk, Dv).
         plan: of this pass.
         scaling: of the scores.
+        softcap: see `_weights`.
+        sink_logits: see `_weights`.
 
     Returns:
-        (B, Hq, Tq, Dv)
+        (B, Hq, Tq, Dv), with heads next to features in memory.
     """
     n_sinks, n_groups = plan.n_sinks, q.shape[1] // k.shape[1]
     q = q * scaling
     q_sink = q if plan.to_sinks is None else plan.to_sinks.apply(q)
-    out = v.new_empty(*q.shape[:3], v.shape[-1])
+    out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
     for block in plan.blocks:
         # Query heads that share a key head are folded into the query axis: keys are never repeated.
         to_band, to_sinks = (
@@ -169,15 +182,46 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scaling: float)
             ),
             dim=-1,
         )  # (B, Hkv, G*Tq, n_sinks + Tband)
-        scores.unflatten(2, (n_groups, -1)).masked_fill_(block.hidden, -torch.inf)
-        # Sum in fp32: in bf16, 256 + 1 == 256.
-        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype)
+        weights = _weights(scores.unflatten(2, (n_groups, -1)), block.hidden, softcap, sink_logits)
+        weights = weights.to(v.dtype).flatten(2, 3)
         mixed = weights[..., :n_sinks] @ v[:, :, :n_sinks] + weights[..., n_sinks:] @ v[:, :, block.band]
         out[:, :, block.queries] = mixed.unflatten(2, (n_groups, -1)).flatten(1, 2)
     return out
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scaling: float) -> Tensor:
+def _weights(
+    scores: Tensor, hidden: Tensor | None, softcap: float | None, sink_logits: Tensor | None
+) -> Tensor:
+    """Return the softmax of scores (B, Hkv, G, Tq, Tk), which it overwrites, in float32 or wider.
+
+    Args:
+        scores: of queries and keys, scaled.
+        hidden: broadcasts to `scores`; True where a key is not visible.
+        softcap: scores s become softcap * tanh(s / softcap), as in Gemma 2.
+        sink_logits: (Hq,) one more score of every query that stands for no key, as in gpt-oss.
+    """
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
+    # Sum in fp32: in bf16, 256 + 1 == 256.
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    if sink_logits is None:
+        return scores.softmax(-1, dtype=wide)
+    column = sink_logits.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, column), dim=-1).softmax(-1, dtype=wide)[..., :-1]
+
+
+def attend_one(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    scaling: float,
+    *,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+) -> Tensor:
     """Return softmax attention of one query per row over keys in any order: softmax does not care.
 
     Args:
@@ -186,22 +230,29 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scaling:
         v: (B, Hkv, Tk, Dv).
         visible: (B, 1, 1, Tk) bool where rows differ; None if every key is visible.
         scaling: of the scores.
+        softcap: see `_weights`.
+        sink_logits: see `_weights`.
 
     Returns:
         (B, Hq, 1, Dv)
     """
-    return torch.nn.functional.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=visible,
-        scale=scaling,
-        enable_gqa=True,  # shares key heads without a copy
-    )
+    if softcap is None and sink_logits is None:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=visible,
+            scale=scaling,
+            enable_gqa=True,  # shares key heads without a copy
+        )
+    grouped = q.squeeze(2).unflatten(1, (k.shape[1], -1)) * scaling  # (B, Hkv, G, D)
+    scores = (grouped @ k.transpose(-2, -1))[:, :, :, None]  # (B, Hkv, G, 1, Tk)
+    weights = _weights(scores, None if visible is None else ~visible[:, None], softcap, sink_logits)
+    return (weights.squeeze(3).to(v.dtype) @ v).flatten(1, 2)[:, :, None]
 
 
 def stream_attention(
-    q: Tensor, k: Tensor, v: Tensor, cfg: StreamConfig, rotary: Rotary, *, block: int = QUERY_BLOCK
+    q: Tensor, k: Tensor, v: Tensor, cfg: StreamConfig, rotary: Rotary | None, *, block: int = QUERY_BLOCK
 ) -> Tensor:
     """Return the attention of a whole stream under sinks + window, as a token-by-token cache gives it.
 
@@ -210,7 +261,7 @@ def stream_attention(
         k: (B, Hkv, T, D) rotated likewise.
         v: (B, Hkv, T, Dv).
         cfg: cache geometry, in tokens.
-        rotary: what they were rotated with.
+        rotary: what they were rotated with; None if they were not.
         block: queries per block; changes speed and nothing else.
 
     Returns:
@@ -219,6 +270,6 @@ def stream_attention(
     Source: arXiv:2309.17453, section 3.2.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    plan = plan_attention(cfg, rotary, n_past=0, n_new=q.shape[2], dtype=dtype, block=block)
+    plan = plan_attention(cfg, rotary, q.device, n_past=0, n_new=q.shape[2], dtype=dtype, block=block)
     k, v = (torch.cat((x[:, :, : plan.n_sinks], x), dim=2) for x in (k, v))
     return attend(q, k, v, plan, q.shape[-1] ** -0.5)

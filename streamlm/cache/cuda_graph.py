@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamlm.cache.plan import DecodePlan, PassPlan, slot_of
+from streamlm.cache.plan import ChunkPlan, DecodePlan, LayerKind, PassPlan, slot_of
 from streamlm.cache.sink_cache import SinkCache
 
 Step = Callable[[], Tensor]
@@ -61,8 +60,10 @@ class CapturedStep:
             (store.cfg, store.device): torch.zeros(1, dtype=torch.int64, device=store.device)
             for store in stores
         }
-        plans: dict[Any, Any] = {
-            key: DecodePlan(slot, n_held=key[0].capacity) for key, slot in self.slots.items()
+        plans: dict[LayerKind, DecodePlan | ChunkPlan] = {
+            (cfg, rotary, device): DecodePlan(slot, n_held=cfg.capacity)
+            for (cfg, device), slot in self.slots.items()
+            for rotary in model.base_model.rotaries
         }
         cache._captured_pass = replace(self._advance(), position=self.position, planned=plans)
         try:
@@ -82,7 +83,7 @@ class CapturedStep:
 
     def _advance(self) -> PassPlan:
         """Rotate the sinks for the next token, and set its position and its slots."""
-        plan = self.cache._plan_pass(1, self.model.base_model.active_pass.rotary, self.dtype, None)
+        plan = self.cache._plan_pass(1, self.model.base_model.rotaries, self.dtype, None)
         self.position.fill_(plan.n_past - plan.shift)
         for (cfg, _), slot in self.slots.items():
             slot.fill_(slot_of(plan.n_past, cfg))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from streamlm.cache.sink_cache import layer_windows
+from streamlm.cache.sink_cache import layer_geometry, layer_windows, rope_settings
 from streamlm.config import StreamConfig
 from streamlm.records.types import Record
 
@@ -32,6 +32,7 @@ class Layout:
     dtype: str  # of the weights as they are stored
     sliding_windows: tuple[int, ...]  # one for each layer that has its own
     refused: str | None  # why SinkCache cannot serve it
+    is_latent: bool  # whether keys and values come from latents, whose size is not known here
 
 
 def read_config(folder: Path | str) -> PretrainedConfig:
@@ -44,7 +45,7 @@ def read_config(folder: Path | str) -> PretrainedConfig:
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # of any config
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the config in {folder} cannot be read: {reason}") from error
 
@@ -58,7 +59,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
     text = config.get_text_config(decoder=True)
     if not getattr(text, "num_attention_heads", None):
         raise ValueError(f"a {text.model_type} has no attention heads, and so no keys and values to hold")
-    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    rope: dict[str, Any] = next(iter(rope_settings(text)), {})  # of several, the first
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     try:
         windows, refused = layer_windows(config), None
@@ -78,6 +79,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
         dtype=str(text.dtype or torch.float32).removeprefix("torch."),
         sliding_windows=tuple(window for window in windows if window is not None),
         refused=refused,
+        is_latent=bool(getattr(text, "kv_lora_rank", None)),
     )
 
 
@@ -95,11 +97,11 @@ def sink_cache_bytes(
 
     Args:
         layout: of the model.
-        cfg: geometry of the layers without a sliding window of their own.
+        cfg: what is asked.
         dtype: of the model.
         kv_dtype: of the windows, if quantised.
     """
-    sizes = [StreamConfig(n_sink=0, window_size=window) for window in layout.sliding_windows]
+    sizes = [layer_geometry(cfg, window) for window in layout.sliding_windows]
     sizes += [cfg] * (layout.layers - len(sizes))
     features = layout.head_size * (kv_dtype or dtype).itemsize
     slot = 2 * (features + (SCALE_BYTES if kv_dtype == torch.int8 else 0))
@@ -115,6 +117,11 @@ def describe_costs(
     kv_dtype: torch.dtype | None,
 ) -> Record:
     """Return what caches of these sizes take, and what they save against dense at these context lengths."""
+    if layout.is_latent:
+        raise ValueError(
+            f"what latent attention such as that of {layout.model_type} holds is not computed; make a "
+            "SinkCache, feed a token, and read its nbytes"
+        )
     dense = {length: dense_bytes(layout, length, dtype) for length in contexts}
     rows = []
     for cfg in sizes:

@@ -21,6 +21,7 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of a `SinkCache`: an index into a `Store` of layers like it.
 
     Args:
+        layer_idx: of the layer in the model.
         cfg: geometry of the layer.
         state: of the cache.
         stores: of the cache; the layer adds one if none fits it.
@@ -32,8 +33,15 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     index: int  # in the store
 
     def __init__(
-        self, cfg: StreamConfig, state: StreamState, stores: list[Store], n_alike: int, is_sliding: bool
+        self,
+        layer_idx: int,
+        cfg: StreamConfig,
+        state: StreamState,
+        stores: list[Store],
+        n_alike: int,
+        is_sliding: bool,
     ) -> None:
+        self.layer_idx = layer_idx
         self.cfg, self.state, self.stores, self.n_alike = cfg, state, stores, n_alike
         self.is_sliding, self.is_initialized = is_sliding, False
         self.n_slots = cfg.capacity  # in the store
@@ -61,7 +69,7 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         if store is None:
             store = Store(self.cfg, self.n_slots, self.n_alike, key_states, value_states)
             self.stores.append(store)
-        self.store, self.index = store, store.admit()
+        self.store, self.index = store, store.admit(self.layer_idx)
         self.is_initialized = True
 
     def update(
@@ -83,7 +91,7 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             if isinstance(plan, DecodePlan):
-                self.store.begin_step(plan)
+                self.store.lay_out(plan.slot)  # no sink was seen before the first pass
         if signature(key_states) != self.store.signature:
             raise ValueError(
                 f"SinkCache holds (batch, heads, size, dtype, device) {self.store.signature} and was given "

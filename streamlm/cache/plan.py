@@ -1,9 +1,11 @@
 """One pass of new tokens through a cache of sinks + window: slots, positions, pads, planned once.
 
-A pass is planned as a whole (`PassPlan`), and once for all layers of one geometry on one device: any
-number of tokens by a `ChunkPlan`, one token after the sinks of every row by a `DecodePlan`.
+A pass is planned as a whole (`PassPlan`), and once for all layers of one kind, which have one geometry and
+rotate alike, on one device: any number of tokens by a `ChunkPlan`, one token after the sinks of every row by
+a `DecodePlan`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
 
 Position = TypeVar("Position", int, Tensor)
+LayerKind = tuple[StreamConfig, Rotary | None, torch.device]  # what layers share that are planned together
 
 
 def slot_of(position: Position, cfg: StreamConfig) -> Position:
@@ -22,19 +25,20 @@ def slot_of(position: Position, cfg: StreamConfig) -> Position:
     return cfg.n_sink + (position - cfg.n_sink) % cfg.window_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodePlan:
-    """One token per row, after the sinks of every row, through the layers of one geometry on one device."""
+    """One token per row, after the sinks of every row, through layers of one kind on one device."""
 
     slot: int | Tensor  # where the token goes; (1,) at a fixed address, (B, 1) where rows differ
     n_held: int  # leading slots that hold a token of some row after this step
     visible: Tensor | None = None  # (B, 1, 1, n_held) bool, where rows differ; None if every key is visible
-    sink_rotation: Rotation | None = None  # (1 or B, 1, 1, R): from as written to as this token sees them
+    # (1 or B, 1, 1, R): from as written to as this token sees them; None if the layers do not rotate
+    sink_rotation: Rotation | None = None
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Any number of tokens through the layers of one geometry on one device."""
+    """Any number of tokens through layers of one kind on one device."""
 
     attention: AttentionPlan
     slots: Tensor  # (m,), or (B, m) where rows differ: where the last m new tokens go
@@ -80,7 +84,8 @@ class Padding:
         if not bool((new.sum(1) + leading * waiting == n_new).all()):
             raise ValueError(
                 "attention_mask hides a token after a real one; SinkCache takes left padding only. If the "
-                "prompt itself holds pad_token_id, pass an attention_mask of ones"
+                "prompt itself holds pad_token_id, pass an attention_mask of ones; for later turns of "
+                "unequal length, use one cache for each row"
             )
         pads = torch.where(waiting, n_past + leading, old)
         self.min, self.max = int(pads.min()), int(pads.max())
@@ -101,19 +106,20 @@ class PassPlan:
     n_new: int
     shift: int  # token t is rotated as position t - shift
     padding: Padding
-    rotary: Rotary
+    rotaries: Sequence[Rotary | None]  # of each layer; layers that rotate alike have the same object
     dtype: torch.dtype  # of rotations, at least float32
     query_block: int  # queries per attention block
     position: Tensor | None = None  # (1, 1) at a fixed address, for a captured step
-    planned: dict[tuple[StreamConfig, torch.device], DecodePlan | ChunkPlan] = field(default_factory=dict)
+    planned: dict[LayerKind, DecodePlan | ChunkPlan] = field(default_factory=dict)
 
-    def layer(self, cfg: StreamConfig, device: torch.device) -> DecodePlan | ChunkPlan:
-        """Return the plan of the layers with this geometry on this device."""
-        plan = self.planned.get((cfg, device))
+    def layer(self, index: int, cfg: StreamConfig, device: torch.device) -> DecodePlan | ChunkPlan:
+        """Return the plan of a layer of the model, which has this geometry, on this device."""
+        kind = cfg, self.rotaries[index], device
+        plan = self.planned.get(kind)
         if plan is None:
             is_decoding = self.n_new == 1 and self.n_past - self.padding.max >= cfg.n_sink
-            plan = self._decode(cfg, device) if is_decoding else self._chunk(cfg, device)
-            self.planned[cfg, device] = plan
+            plan = self._decode(*kind) if is_decoding else self._chunk(*kind)
+            self.planned[kind] = plan
         return plan
 
     def positions(self, device: torch.device) -> Tensor:
@@ -123,7 +129,7 @@ class PassPlan:
         first = self.n_past - self.shift
         return torch.arange(first, first + self.n_new, device=device)[None]
 
-    def _decode(self, cfg: StreamConfig, device: torch.device) -> DecodePlan:
+    def _decode(self, cfg: StreamConfig, rotary: Rotary | None, device: torch.device) -> DecodePlan:
         padding, last, visible = self.padding, cfg.capacity - 1, None
         n_held = min(self.n_past + 1 - padding.min, cfg.capacity)
         slot: int | Tensor
@@ -137,11 +143,11 @@ class PassPlan:
             if self.n_past - padding.max < last:
                 visible = (torch.arange(n_held, device=device) <= position[:, None])[:, None, None]
         rotation = None
-        if cfg.n_sink:
-            rotation = self.rotary.to(device).by(nearer[:, None, None], self.dtype)
+        if cfg.n_sink and rotary is not None:
+            rotation = rotary.of_stored.to(device).by(nearer[:, None, None], self.dtype)
         return DecodePlan(slot, n_held, visible, rotation)
 
-    def _chunk(self, cfg: StreamConfig, device: torch.device) -> ChunkPlan:
+    def _chunk(self, cfg: StreamConfig, rotary: Rotary | None, device: torch.device) -> ChunkPlan:
         padding, end = self.padding, self.n_past + self.n_new
         pads = None if padding.pads is None else padding.pads.to(device)
 
@@ -151,7 +157,8 @@ class PassPlan:
 
         plan = plan_attention(
             cfg,
-            self.rotary.to(device),
+            rotary,
+            device,
             n_past=self.n_past,
             n_new=self.n_new,
             dtype=self.dtype,

@@ -1,6 +1,6 @@
 """Rotary positions: rotate queries and keys by a number of positions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,41 +13,50 @@ class Rotation:
     cos: Tensor  # (..., T, R)
     sin: Tensor  # (..., T, R)
     interleaved: bool
+    first: int = 0  # of the features that rotate
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return `x` with its first 2R features rotated; the others pass through.
+        """Return `x` with its features `first` to `first` + 2R - 1 rotated; the others pass through.
 
         Feature a_i is paired with b_i: R features further, or the next one when interleaved::
 
             (a_i, b_i)  ->  (a_i cos_i - b_i sin_i,  b_i cos_i + a_i sin_i)
 
         Args:
-            x: (B, H, T, D), D >= 2R.
+            x: (B, H, T, D), D >= `first` + 2R.
 
         Returns:
             (B, H, T, D), in the dtype of `x`; the arithmetic is that of `cos`.
         """
-        cos, sin, n_rotary = self.cos, self.sin, self.cos.shape[-1]
-        features = x[..., : 2 * n_rotary]
+        cos, sin, n_rotary, first = self.cos, self.sin, self.cos.shape[-1], self.first
+        before, features, after = x.tensor_split((first, first + 2 * n_rotary), dim=-1)
         if self.interleaved:
             a, b = features[..., ::2], features[..., 1::2]
         else:
             a, b = features[..., :n_rotary], features[..., n_rotary:]
         a, b = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)
         rotated = (torch.stack((a, b), dim=-1).flatten(-2),) if self.interleaved else (a, b)
-        return torch.cat([*(half.to(x.dtype) for half in rotated), x[..., 2 * n_rotary :]], dim=-1)
+        return torch.cat([before, *(part.to(x.dtype) for part in rotated), after], dim=-1)
 
     def each_row(self) -> "Rotation":
         """Return the rotation of rows (B, T, R) with an axis for the heads, (B, 1, T, R)."""
-        return Rotation(self.cos[:, None], self.sin[:, None], self.interleaved)
+        return replace(self, cos=self.cos[:, None], sin=self.sin[:, None])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotary:
-    """How a model rotates: its frequencies, and which features form a pair."""
+    """How a layer rotates: its frequencies, which features it rotates, and which of them form a pair."""
 
-    inv_freq: Tensor  # (R,) rad per position
+    inv_freq: Tensor  # (R,) rad per position; negative where a model rotates the other way
     interleaved: bool = False  # pairs (2i, 2i + 1) as GPT-J has them, instead of (i, i + R)
+    first: int = 0  # of the features that rotate: 0, or D - 2R where they are the last ones
+    # Whether what rotates of the keys is stored by itself, as values, beside latents (DeepSeek from 5.24 on).
+    is_apart: bool = False
+
+    @property
+    def of_stored(self) -> "Rotary":
+        """How what is stored of the keys rotates."""
+        return replace(self, first=0) if self.is_apart else self
 
     def by(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Return the rotation by a number of positions.
@@ -62,8 +71,8 @@ class Rotary:
         Source: arXiv:2104.09864, section 3.2.
         """
         angles = positions.double()[..., None] * self.inv_freq.double()  # (..., T, R), rad
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.interleaved)
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.interleaved, self.first)
 
     def to(self, device: torch.device) -> "Rotary":
         """Return the same on another device."""
-        return Rotary(self.inv_freq.to(device), self.interleaved)
+        return replace(self, inv_freq=self.inv_freq.to(device))

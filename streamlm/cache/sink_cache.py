@@ -1,6 +1,7 @@
 """`SinkCache`: the keys and values of the attention sinks and of the most recent tokens."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,8 @@ UNPREPARED = (
 class SinkCache(Cache):  # type: ignore[misc]
     """A transformers cache of fixed size that keeps `n_sink` first and `window_size` most recent tokens.
 
-    Layers with a sliding window of their own keep that window and no sinks.
+    It does so in every layer. A layer that by itself has a sliding window of at most that many tokens keeps
+    that window and no sinks: no layer ever sees or holds more than was asked.
 
     Args:
         config: of the model.
@@ -61,9 +63,7 @@ class SinkCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
         windows = layer_windows(config)
-        geometries = [
-            self.cfg if window is None else StreamConfig(n_sink=0, window_size=window) for window in windows
-        ]
+        geometries = [layer_geometry(self.cfg, window) for window in windows]
         self.capacity = max(cfg.capacity for cfg in geometries)
         self._rope_limit = rope_limit(config)
         self._position_limit = max(position_limit, 2 * self.capacity)
@@ -71,8 +71,9 @@ class SinkCache(Cache):  # type: ignore[misc]
             self._position_limit = min(self._position_limit, self._rope_limit)
             if self.capacity > self._rope_limit:
                 raise ValueError(
-                    f"longrope changes its frequencies after {self._rope_limit} positions, and a capacity of "
-                    f"{self.capacity} exceeds that; use a window_size of at most {self._rope_limit - n_sink}"
+                    f"the model rotates or scales otherwise after {self._rope_limit} positions, and a "
+                    f"capacity of {self.capacity} exceeds that; use a window_size of at most "
+                    f"{self._rope_limit - n_sink}"
                 )
         self._query_block = query_block
         self._state = StreamState()
@@ -84,17 +85,19 @@ class SinkCache(Cache):  # type: ignore[misc]
         alike = Counter(geometries)
         super().__init__(
             layers=[
-                make(cfg, self._state, self._stores, alike[cfg], window is not None)
-                for cfg, window in zip(geometries, windows, strict=True)
+                make(i, cfg, self._state, self._stores, alike[cfg], window is not None)
+                for i, (cfg, window) in enumerate(zip(geometries, windows, strict=True))
             ]
         )
 
-    def _begin_pass(self, n_new: int, rotary: Rotary, dtype: torch.dtype, mask: Tensor | None) -> PassPlan:
+    def _begin_pass(
+        self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype, mask: Tensor | None
+    ) -> PassPlan:
         """Plan the pass of `n_new` tokens that comes next.
 
         Args:
             n_new: tokens of the pass.
-            rotary: how the model rotates.
+            rotaries: how each layer rotates; layers that rotate alike have the same object.
             dtype: of rotations, at least float32.
             mask: (B, n) attention mask with the new tokens last, or None.
 
@@ -105,27 +108,30 @@ class SinkCache(Cache):  # type: ignore[misc]
             raise ValueError(
                 "the last pass through this SinkCache broke off, so its layers differ; reset() it"
             )
-        self._pass = self._captured_pass or self._plan_pass(n_new, rotary, dtype, mask)
+        self._pass = self._captured_pass or self._plan_pass(n_new, rotaries, dtype, mask)
         return self._pass
 
-    def _plan_pass(self, n_new: int, rotary: Rotary, dtype: torch.dtype, mask: Tensor | None) -> PassPlan:
+    def _plan_pass(
+        self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype, mask: Tensor | None
+    ) -> PassPlan:
         state = self._state
         state.padding.read(mask, state.n_seen, n_new)
-        self._rebase(n_new, rotary, dtype)
+        self._rebase(n_new, rotaries, dtype)
         plan = PassPlan(
             n_past=state.n_seen,
             n_new=n_new,
             shift=state.shift,
             padding=state.padding,
-            rotary=rotary,
+            rotaries=rotaries,
             dtype=dtype,
             query_block=self._query_block,
         )
         for store in self._stores:
             store.trim()
-            step = plan.layer(store.cfg, store.device)
-            if isinstance(step, DecodePlan):
-                store.begin_step(step)
+            plans = [plan.layer(i, store.cfg, store.device) for i in store.members]
+            steps = [step for step in plans if isinstance(step, DecodePlan)]
+            if steps:
+                store.begin_step(steps)
         return plan
 
     def _end_pass(self) -> None:
@@ -134,21 +140,24 @@ class SinkCache(Cache):  # type: ignore[misc]
         self._state.n_seen += self._pass.n_new
         self._pass = None
 
-    def _rebase(self, n_new: int, rotary: Rotary, dtype: torch.dtype) -> None:
+    def _rebase(self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype) -> None:
         """Move the stream back to positions that start at the capacity, if it is about to pass the limit."""
         state = self._state
         is_full = state.n_seen - state.padding.max >= self.capacity
         if is_full and state.n_seen + n_new - state.shift > self._position_limit:
             shift = state.n_seen - (self.capacity - 1)
-            back = torch.tensor([state.shift - shift], device=rotary.inv_freq.device)
-            for layer in self.layers:  # one at a time, for the memory
-                layer.rotate_window(rotary.to(layer.keys.device).by(back.to(layer.keys.device), dtype))
+            for layer, rotary in zip(self.layers, rotaries, strict=True):  # one at a time, for the memory
+                if rotary is not None:
+                    device = layer.keys.device
+                    back = torch.tensor([state.shift - shift], device=device)
+                    layer.rotate_window(rotary.of_stored.to(device).by(back, dtype))
             state.shift = shift
         end = state.n_seen + n_new - state.shift
         if self._rope_limit is not None and end > self._rope_limit:
             raise ValueError(
-                f"longrope changes its frequencies after {self._rope_limit} positions, and this pass of "
-                f"{n_new} tokens goes to {end}; feed shorter chunks (generate has prefill_chunk_size)"
+                f"the model rotates or scales otherwise after {self._rope_limit} positions, and this pass "
+                f"of {n_new} tokens goes to {end}; feed at most {self.longest_pass(n_new)} tokens at a time "
+                "(generate has prefill_chunk_size)"
             )
 
     def update(
@@ -162,14 +171,24 @@ class SinkCache(Cache):  # type: ignore[misc]
         active, layer = self._pass, self.layers[layer_idx]
         if active is None or active.n_new != key_states.shape[2]:
             raise ValueError(UNPREPARED)
-        plan = active.layer(layer.cfg, key_states.device)
-        seen: tuple[Tensor, Tensor] = layer.update(key_states, value_states, plan)
-        return seen
+        plan = active.layer(layer_idx, layer.cfg, key_states.device)
+        rotary = active.rotaries[layer_idx]
+        if rotary is not None and rotary.is_apart:  # what rotates is stored as keys here
+            values, keys = layer.update(value_states, key_states, plan)
+        else:
+            keys, values = layer.update(key_states, value_states, plan)
+        return keys, values
 
     def _plan_of(self, layer_idx: int, device: torch.device) -> DecodePlan | ChunkPlan:
         """Return the plan of the pass for one layer."""
         assert self._pass is not None
-        return self._pass.layer(self.layers[layer_idx].cfg, device)
+        return self._pass.layer(layer_idx, self.layers[layer_idx].cfg, device)
+
+    def longest_pass(self, n_tokens: int) -> int:
+        """Return how many tokens, of `n_tokens` at most, one pass may have: some models have a limit."""
+        if self._rope_limit is None:
+            return n_tokens
+        return min(n_tokens, self._rope_limit - self.capacity + 1)
 
     def reset(self) -> None:
         """Forget the stream; the memory stays."""
@@ -254,8 +273,23 @@ class SinkCache(Cache):  # type: ignore[misc]
 
     @property
     def n_held(self) -> int:
-        """Tokens held in a full-attention layer, of the row that holds most."""
-        return min(self._state.n_seen - self._state.padding.min, self.cfg.capacity)
+        """Tokens held in the layer that holds most, of the row that holds most."""
+        return self._held(self.capacity)
+
+    @property
+    def mean_held(self) -> float:
+        """Tokens held in the mean over all layers, of the row that holds most; whole if all hold as many."""
+        held = [self._held(layer.cfg.capacity) for layer in self.layers]
+        mean = sum(held) / len(held)
+        return int(mean) if mean.is_integer() else mean
+
+    @property
+    def geometries(self) -> list[tuple[StreamConfig, int]]:
+        """What layers keep, and how many layers keep that."""
+        return list(Counter(layer.cfg for layer in self.layers).items())
+
+    def _held(self, capacity: int) -> int:
+        return min(self._state.n_seen - self._state.padding.min, capacity)
 
     @property
     def nbytes(self) -> int:
@@ -263,8 +297,20 @@ class SinkCache(Cache):  # type: ignore[misc]
         return sum(part.nbytes for part in (*self._stores, *self.layers))
 
 
+def layer_geometry(cfg: StreamConfig, window: int | None) -> StreamConfig:
+    """Return what a layer keeps when `cfg` is asked.
+
+    Args:
+        cfg: what was asked.
+        window: the sliding window of the layer's own, in tokens, or None.
+    """
+    if window is None or cfg.capacity < window:
+        return cfg
+    return StreamConfig(n_sink=0, window_size=window)
+
+
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """Return the sliding window of every layer, in tokens, or None for full attention.
+    """Return the sliding window of every layer's own, in tokens, or None for full attention.
 
     Raises:
         ValueError: if a layer is of another type, or the positions are not rotary with fixed frequencies.
@@ -274,27 +320,45 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
     default = "full_attention" if window is None else "sliding_attention"
     types = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
     unknown = set(types) - {"full_attention", "sliding_attention"}
-    rope = getattr(config, "rope_parameters", None)
-    rope_type = (rope or {}).get("rope_type", "default" if rope else "none")
-    if unknown or rope_type not in LENGTH_INDEPENDENT or getattr(config, "alibi", False):
-        what = f"layers of type {', '.join(sorted(unknown))}" if unknown else f"rope type {rope_type!r}"
-        raise ValueError(f"SinkCache does not know the positions of {config.model_type}: {what}; {SUPPORTED}")
+    if unknown:
+        raise ValueError(_unknown(config, f"layers of type {', '.join(sorted(unknown))}"))
+    rope_types = {rope.get("rope_type", "default") for rope in rope_settings(config)}
+    if not rope_types or getattr(config, "alibi", False):
+        raise ValueError(_unknown(config, "positions, which are not rotary,"))
+    if other := rope_types - {*LENGTH_INDEPENDENT}:
+        raise ValueError(_unknown(config, f"rope type {', '.join(sorted(map(repr, other)))}"))
     return [window if layer_type == "sliding_attention" else None for layer_type in types]
 
 
-def rope_limit(config: PretrainedConfig) -> int | None:
-    """Return the number of positions after which the rotary frequencies change, or None if they never do."""
-    config = config.get_text_config(decoder=True)
+def _unknown(config: PretrainedConfig, what: str) -> str:
+    return f"SinkCache does not know the {what} of {config.model_type}; {SUPPORTED}"
+
+
+def rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Return the settings of every rotary embedding of a text config: one, or one for each type of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope" or rope["short_factor"] == rope["long_factor"]:
-        return None
-    positions: int = rope["original_max_position_embeddings"]
-    return positions
+    if rope and all(isinstance(value, dict) for value in rope.values()):
+        return list(rope.values())
+    return [rope] if rope else []
 
 
-LENGTH_INDEPENDENT = ("default", "linear", "llama3", "yarn", "longrope")
+def rope_limit(config: PretrainedConfig) -> int | None:
+    """Return the number of positions after which the model computes otherwise, or None if it never does.
+
+    longrope changes its frequencies there; Ministral 3 begins to scale its queries by their position.
+    """
+    limits = [
+        rope["original_max_position_embeddings"]
+        for rope in rope_settings(config.get_text_config(decoder=True))
+        if (rope.get("rope_type") == "longrope" and rope["short_factor"] != rope["long_factor"])
+        or rope.get("llama_4_scaling_beta")
+    ]
+    return min(limits, default=None)
+
+
+LENGTH_INDEPENDENT = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 SUPPORTED = (
-    "supported are models with one rotary embedding of fixed frequencies "
+    "supported are models with rotary positions of fixed frequencies "
     f"(rope types {', '.join(LENGTH_INDEPENDENT)}) and full or sliding attention in every layer, "
-    "such as Llama, Mistral, Qwen2, Qwen3, Phi-3, StableLM and GPT-NeoX / Pythia"
+    "such as Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3, gpt-oss and GPT-NeoX / Pythia"
 )

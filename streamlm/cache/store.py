@@ -1,5 +1,6 @@
 """Where the stream stands, and the tensors in which the keys and values of like layers lie side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +52,8 @@ class Store:
         def slots(states: Tensor, count: int) -> Tensor:
             return states.new_zeros(n_layers, *states.shape[:2], count, states.shape[3])
 
-        self.cfg, self.n_slots, self.n_admitted = cfg, n_slots, 0
+        self.cfg, self.n_slots = cfg, n_slots
+        self.members: list[int] = []  # the layers of the model that are here, in order
         self._set(slots(keys, n_slots), slots(values, n_slots), slots(keys, cfg.n_sink))
 
     def _set(self, keys: Tensor, values: Tensor, sinks: Tensor) -> None:
@@ -62,16 +64,16 @@ class Store:
         self.key_slots: tuple[Tensor, ...] = ()  # of the new token, (B, Hkv, 1, D) for each layer
         self.value_slots: tuple[Tensor, ...] = ()
 
-    def admit(self) -> int:
-        """Return the index of the next layer."""
-        self.n_admitted += 1
-        return self.n_admitted - 1
+    def admit(self, layer_idx: int) -> int:
+        """Return the place here of a layer of the model."""
+        self.members.append(layer_idx)
+        return len(self.members) - 1
 
     @torch.inference_mode(False)
     def trim(self) -> None:
         """Free the room of layers that turned out to be on another device."""
-        if self.n_admitted < len(self.keys):
-            self._set(*(x[: self.n_admitted].clone() for x in (self.keys, self.values, self.sinks)))
+        if len(self.members) < len(self.keys):
+            self._set(*(x[: len(self.members)].clone() for x in (self.keys, self.values, self.sinks)))
 
     @torch.inference_mode(False)
     def select(self, rows: Tensor) -> None:
@@ -84,13 +86,28 @@ class Store:
         for stored, new in zip(tensors, chosen, strict=True):
             stored.copy_(new)
 
-    def begin_step(self, plan: DecodePlan) -> None:
-        """Rotate the sinks to where the new token sees them, and lay out the slots that it goes to."""
-        if plan.sink_rotation is not None:
-            self.keys.narrow(3, 0, self.cfg.n_sink).copy_(plan.sink_rotation.apply(self.sinks))
-        if isinstance(plan.slot, int) and self.n_slots == self.cfg.capacity:
-            self.key_slots = self.keys.narrow(3, plan.slot, 1).unbind()
-            self.value_slots = self.values.narrow(3, plan.slot, 1).unbind()
+    def begin_step(self, plans: Sequence[DecodePlan]) -> None:
+        """Rotate the sinks to where the new token sees them, and lay out the slots that it goes to.
+
+        Args:
+            plans: of every layer here, in order; layers of one kind have the same.
+        """
+        if self.cfg.n_sink:
+            stored, left = self.keys.narrow(3, 0, self.cfg.n_sink), list(range(len(plans)))
+            while left:
+                plan = plans[left[0]]
+                alike = [i for i in left if plans[i] is plan]
+                left = [i for i in left if plans[i] is not plan]
+                rows = slice(None) if len(alike) == len(plans) else alike
+                sinks, rotation = self.sinks[rows], plan.sink_rotation
+                stored[rows] = sinks if rotation is None else rotation.apply(sinks)
+        self.lay_out(plans[0].slot)
+
+    def lay_out(self, slot: int | Tensor) -> None:
+        """Find the slots of a new token, where they are the same in all rows."""
+        if isinstance(slot, int) and self.n_slots == self.cfg.capacity:
+            self.key_slots = self.keys.narrow(3, slot, 1).unbind()
+            self.value_slots = self.values.narrow(3, slot, 1).unbind()
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""`info`: how a model is laid out, and what its cache costs; nothing is measured."""
+"""`info`: how a model is laid out, whether it can be served, and what its cache costs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +37,9 @@ def info(
         cache_option(min=1, help="Tokens of text, to compare with dense; any number of times."),
     ] = CONTEXTS,
     dtype: Annotated[str | None, compute_option(help="Of the cache; as the weights if not given.")] = None,
+    check: Annotated[
+        bool, compute_option(help="Load the weights, if they are there, and ask every layer how it rotates.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's layout, its KV bytes per token, and what windows cost and save."""
@@ -52,16 +55,35 @@ def info(
     sizes = [StreamConfig(n_sink=n_sink, window_size=size) for size in window_size]
     cache_dtype = parse_dtype(dtype or layout.dtype)
     costs = describe_costs(layout, sizes, context, cache_dtype, parse_kv_dtype(kv_dtype))
+    verdict = _verdict(model_dir, layout, check)
     if as_json:
         about = {"dtype": str(cache_dtype).removeprefix("torch."), "storage": kv_dtype, **costs}
-        print_json({"model": str(model_name), "layout": asdict(layout), "cache": about})
+        document = {"model": str(model_name), "layout": asdict(layout), "verdict": verdict, "cache": about}
+        print_json(document)
         return
-    for line in _layout_lines(layout, model_name, costs):
+    for line in _layout_lines(layout, model_name, costs, verdict):
         typer.echo(line)
     typer.echo(_cost_table(layout, costs))
 
 
-def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any]) -> list[str]:
+def _verdict(model_dir: Path, layout: "Layout", check: bool) -> str:
+    """Return whether `SinkCache` is exact for a model, and how its layers rotate, or why it is refused."""
+    if layout.refused:
+        return f"refuses it: {layout.refused}"
+    if not (check and any(model_dir.glob("*.safetensors"))):
+        return MAY_SERVE
+    from streamlm.cache.models import load_model
+    from streamlm.cache.probe import describe_rotations
+    from streamlm.measure.device import parse_dtype
+
+    try:
+        model = load_model(model_dir, dtype=parse_dtype(layout.dtype))
+    except ValueError as error:
+        return f"refuses it: {error}"
+    return f"exact; {describe_rotations(model.base_model.rotaries)}"
+
+
+def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any], verdict: str) -> list[str]:
     sliding = len(layout.sliding_windows)
     theta = "" if layout.rotary_theta is None else f", base {layout.rotary_theta:,.0f}"
     about = {
@@ -73,7 +95,7 @@ def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any]) 
         "vocabulary": f"{layout.vocabulary:,}",
         "weights": layout.dtype,
         "keys and values": f"{costs['kv_bytes_per_token']:,} bytes a token",
-        "SinkCache": f"refuses it: {layout.refused}" if layout.refused else MAY_SERVE,
+        "SinkCache": verdict,
     }
     return [f"{name + ':':<17}{value}" for name, value in about.items()] + [""]
 

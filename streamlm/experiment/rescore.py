@@ -178,7 +178,7 @@ def _rescore(
         cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
     losses, _ = score_stream(model, ids[: count + 1], cfg, kv_dtype=kv_dtype)
     yield np.arange(count), losses
-    n_layers = model.config.num_hidden_layers
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     stretch = None if quantised else far_stretch(n_losses, cfg, n_layers, max_tokens, seed)
     if stretch is not None:
         first, start = stretch
@@ -193,9 +193,9 @@ def far_stretch(
 ) -> tuple[int, int] | None:
     """Return a seeded query past the first `max_tokens`, and the token from which reading makes it exact.
 
-    A layer looks back one window, so nothing further than `n_layers` windows before a query reaches it, but
-    for the sinks: they see only each other, and have the same distance wherever the cache is full. Put in
-    front of a later part of the stream, they are as they were.
+    A layer looks back less than the capacity, so nothing further than `n_layers` times that before a query
+    reaches it, but for the sinks: they see only each other, and have the same distance wherever the cache is
+    full. Put in front of a later part of the stream, they are as they were.
 
     Args:
         n_losses: of the stream.
@@ -207,7 +207,7 @@ def far_stretch(
     Returns:
         None if so few tokens do not reach, or if nothing is left.
     """
-    reach = max(n_layers * (cfg.window_size - 1), cfg.capacity)
+    reach = max(n_layers * (cfg.capacity - 1), cfg.capacity)
     last = n_losses - FAR_TOKENS
     if reach + FAR_TOKENS > max_tokens or last <= max_tokens:
         return None

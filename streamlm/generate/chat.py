@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.generate.sampling import Sampler, Sampling, Writing, next_logits, stop_ids
-from streamlm.measure.scoring import CHUNK
+from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
 Message = dict[str, str]  # role and content, as chat templates take them
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -139,16 +140,19 @@ class Conversation:
                 is read with the next turn, so that the conversation stays whole.
         """
         has_begun = any(message["role"] == "user" for message in self.messages)
-        self.unread += self.template.turn(user) if has_begun else self.template.opening(user)
+        turn = self.template.turn(user) if has_begun else self.template.opening(user)
+        check_vocabulary(np.array(turn), vocab_size(self.model))
+        self.unread += turn
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": user}, answer]
         writing = Writing(
             self.template.tokenizer, self.sampler, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids
         )
+        chunk = self.cache.longest_pass(CHUNK)
         while not stopped():
-            block = torch.tensor([self.unread[:CHUNK]], device=self.model.device)
+            block = torch.tensor([self.unread[:chunk]], device=self.model.device)
             logits = next_logits(self.model, self.cache, block)
-            self.unread = self.unread[CHUNK:]
+            self.unread = self.unread[chunk:]
             if self.unread:
                 continue
             piece = writing.draw(logits[0])

@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.measure.scoring import CHUNK
+from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
 HALF = "\ufffd"  # what a decoder makes of the first bytes of a character
 
@@ -143,13 +144,13 @@ def next_logits(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Ten
         ids: new tokens.
         mask: (B, T), 0 where a row is padded at its left; None if none is.
     """
-    hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
-    logits: Tensor = model.get_output_embeddings()(hidden[:, -1])
-    return logits
+    logits: Tensor = model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits
+    return logits[:, -1]
 
 
 def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Feed prompts to an empty cache, shorter ones padded at their left; return the logits after each."""
+    check_vocabulary(np.concatenate(prompts), vocab_size(model))
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
     mask = torch.zeros_like(ids)
@@ -157,7 +158,8 @@ def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Se
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     is_padded = not bool(mask.all())
-    for block, visible in zip(ids.split(CHUNK, 1), mask.split(CHUNK, 1), strict=True):
+    chunk = cache.longest_pass(CHUNK)
+    for block, visible in zip(ids.split(chunk, 1), mask.split(chunk, 1), strict=True):
         logits = next_logits(model, cache, block, visible if is_padded else None)
     return logits
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from streamlm.cache.models import load_model, model_title, read_model, trained_length
 from streamlm.config import Compute
 from streamlm.measure.device import choose_device, device_name, parse_dtype, use_threads
+from streamlm.measure.scoring import vocab_size
 from streamlm.provenance import describe_environment
 from streamlm.records.types import Environment
 
@@ -42,8 +43,7 @@ class OpenedModel:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model knows."""
-        size: int = self.model.config.get_text_config(decoder=True).vocab_size
-        return size
+        return vocab_size(self.model)
 
 
 def open_model(

@@ -106,6 +106,7 @@ def _describe(
         "n_sink": kept.n_sink,
         "window_size": kept.window_size,
         "capacity": kept.capacity,
+        "layers": scored.layers,
         "storage": task.kv_dtype or opened.compute.dtype,
         "protocol": scored.protocol,
         "confidence": bootstrap.confidence,

@@ -5,17 +5,19 @@ A method is scored in blocks under its own geometry, unless `SCORERS` has a func
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from streamlm.cache.attention import QUERY_BLOCK
+from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import Method, StreamConfig
 from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.progress import progress
 from streamlm.measure.scoring import CHUNK, draw_positions, recompute_losses, score_stream
+from streamlm.records.types import Record
 from streamlm.stats import BootstrapConfig, Correction, sample_difference
 
 BLOCKS = f"scored in blocks: passes of {CHUNK} tokens, {QUERY_BLOCK} queries at a time"
@@ -46,11 +48,12 @@ class Scored:
 
     losses: np.ndarray  # (N-1,) nats
     tokens_per_sec: float
-    kv_tokens: int
+    kv_tokens: float  # in the mean over the layers
     kv_bytes: int
     runtime_sec: float | None  # None where only a sample of tokens was timed
     protocol: str = BLOCKS
     correction: Correction | None = None  # what the mean of the losses lacks
+    layers: list[Record] = field(default_factory=list)  # what how many layers keep, see `describe_layers`
     sections: dict[str, Any] = field(default_factory=dict)  # more of the record
 
 
@@ -96,9 +99,15 @@ def score_in_blocks(task: Task) -> Scored:
         losses=losses,
         runtime_sec=seconds,
         tokens_per_sec=len(losses) / seconds,
-        kv_tokens=cache.n_held,
+        kv_tokens=cache.mean_held,
         kv_bytes=cache.nbytes,
+        layers=describe_layers(cache),
     )
+
+
+def describe_layers(cache: SinkCache) -> list[Record]:
+    """Return what layers keep, and how many layers keep that: a layer may have a window of its own."""
+    return [{"layers": count, **asdict(cfg)} for cfg, count in cache.geometries]
 
 
 def estimate_recompute(task: Task) -> Scored:
@@ -141,8 +150,9 @@ def estimate_recompute(task: Task) -> Scored:
         losses=streamed.losses,
         runtime_sec=None,
         tokens_per_sec=rate,
-        kv_tokens=cache.n_held,
+        kv_tokens=cache.mean_held,
         kv_bytes=cache.nbytes,
+        layers=describe_layers(cache),
         correction=Correction(capacity, found),
         sections={"recomputed": section},
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from streamlm.cache.attention import QUERY_BLOCK
+from streamlm.cache.head import Head, head_of
 from streamlm.cache.sink_cache import POSITION_LIMIT, SinkCache
 from streamlm.config import StreamConfig
 from streamlm.measure.checkpoint import Checkpoint
@@ -38,7 +39,8 @@ def score_stream(
         model: prepared for `SinkCache`.
         ids: (N,) token ids, N >= 2; one stream, scored exactly as given.
         cfg: cache geometry, in tokens.
-        chunk: tokens per pass through the model; changes speed and nothing else.
+        chunk: tokens per pass through the model, fewer where a model has a limit; changes speed and nothing
+            else.
         query_block: queries per attention block; likewise.
         position_limit: see `SinkCache`.
         kv_dtype: see `SinkCache`.
@@ -51,7 +53,7 @@ def score_stream(
     Raises:
         ValueError: if there are fewer than two ids, or one is outside the vocabulary.
     """
-    check_ids(ids, model.config.get_text_config(decoder=True).vocab_size)
+    check_ids(ids, vocab_size(model))
     cfg = cfg.within(len(ids) - 1)
     cache = SinkCache(
         model.config,
@@ -63,17 +65,24 @@ def score_stream(
     )
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
+    head, chunk = head_of(model), cache.longest_pass(chunk)
     done = 0 if checkpoint is None else checkpoint.restore(losses, cache, model.device)
     for start in range(done, len(losses), chunk):
         part = stream[start : start + chunk + 1]
         hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
-        losses[start : start + chunk] = _losses(model.get_output_embeddings(), hidden, part[1:])
+        losses[start : start + chunk] = _losses(head, hidden, part[1:])
         so_far = losses[: start + chunk]
         if checkpoint is not None:
             checkpoint.keep(so_far, cache)
         if on_progress is not None:
             on_progress(so_far)
     return losses, cache
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Return the number of token ids that a model knows."""
+    size: int = model.config.get_text_config(decoder=True).vocab_size
+    return size
 
 
 def draw_positions(n_tokens: int, capacity: int, count: int, seed: int) -> np.ndarray:
@@ -114,7 +123,7 @@ def recompute_losses(
 
     Source: arXiv:2309.17453, figure 1 (c), "sliding window with re-computation".
     """
-    cache = SinkCache(model.config, n_sink=0, window_size=capacity)
+    cache, head = SinkCache(model.config, n_sink=0, window_size=capacity), head_of(model)
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(positions), np.float64 if model.dtype == torch.float64 else np.float32)
     for i, position in enumerate(positions.tolist()):
@@ -122,13 +131,13 @@ def recompute_losses(
         seen = stream[position - capacity + 1 : position + 1]
         hidden = model.base_model(seen[None], past_key_values=cache).last_hidden_state[0, -1:]
         target = stream[position + 1 : position + 2]
-        losses[i : i + 1] = _losses(model.get_output_embeddings(), hidden, target)
+        losses[i : i + 1] = _losses(head, hidden, target)
         if on_progress is not None:
             on_progress(i + 1)
     return losses, cache
 
 
-def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> np.ndarray:
+def _losses(head: Head, hidden: Tensor, targets: Tensor) -> np.ndarray:
     """Return the losses (T,) of hidden states (T, H) without ever holding all T x V logits."""
     parts = zip(hidden.split(HEAD_BLOCK), targets.split(HEAD_BLOCK), strict=True)
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -142,6 +151,11 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
     """Raise ValueError unless `ids` is a stream that a model with this vocabulary can score."""
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} token(s) give no loss; at least 2 are needed")
+    check_vocabulary(ids, vocab_size)
+
+
+def check_vocabulary(ids: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError unless a model with this vocabulary knows every token id, (N,)."""
     bad = ids[(ids < 0) | (ids >= vocab_size)]
     if len(bad):
         raise ValueError(

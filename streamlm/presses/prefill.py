@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from streamlm.cache.prepare import prepare, rotary_frequencies
+from streamlm.cache.prepare import prepare
+from streamlm.cache.probe import ask_layers
 from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.device import now
@@ -179,8 +180,10 @@ def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | 
     if method == STREAMLM:
         return None
     if method == DENSE_PREFILL:
-        inv_freq = rotary_frequencies(model)
-        return lambda module, kwargs, keys, values, budget: evict(keys, values, n_sink, budget, inv_freq)
+        rotaries = ask_layers(model)
+        return lambda module, kwargs, keys, values, budget: evict(
+            keys, values, n_sink, budget, rotaries[module.layer_idx]
+        )
     press = make_press(parse_press(method))
     press.post_init_from_model(model)
 
@@ -192,7 +195,7 @@ def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | 
     return compress
 
 
-def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, inv_freq: Tensor) -> Layer:
+def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, rotary: Rotary | None) -> Layer:
     """Return the sinks, rotated to their positions in the cache, and the most recent tokens as they are.
 
     The next token keeps its position in the text: only distances matter, and the sinks come nearer.
@@ -202,16 +205,16 @@ def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, inv_freq: Tens
         values: (B, Hkv, T, D).
         n_sink: first tokens kept.
         budget: tokens kept.
-        inv_freq: (R,) of rotary features that pair by halves.
+        rotary: of the layer; None if it does not rotate.
 
     Returns:
         keys and values, (B, Hkv, budget, D).
     """
     n_tokens = keys.shape[2]
-    nearer = torch.tensor([n_tokens - budget], device=keys.device)
-    rotation = Rotary(inv_freq).by(nearer, torch.promote_types(keys.dtype, torch.float32))
-    recent = slice(n_tokens - budget + n_sink, None)
-    sinks = rotation.apply(keys[:, :, :n_sink])
+    sinks, recent = keys[:, :, :n_sink], slice(n_tokens - budget + n_sink, None)
+    if rotary is not None:
+        nearer = torch.tensor([n_tokens - budget], device=keys.device)
+        sinks = rotary.by(nearer, torch.promote_types(keys.dtype, torch.float32)).apply(sinks)
     return (
         torch.cat((sinks, keys[:, :, recent]), dim=2),
         torch.cat((values[:, :, :n_sink], values[:, :, recent]), dim=2),

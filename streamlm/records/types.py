@@ -59,7 +59,7 @@ class Outcome(Scores):
 
     runtime_sec: float | None  # None where only a sample of tokens was timed
     tokens_per_sec: float
-    kv_tokens: int
+    kv_tokens: float  # in the mean over the layers
     kv_bytes: int
     after_eviction: Tail | None
 
@@ -93,6 +93,7 @@ class RunRecord(TypedDict):
     n_sink: int
     window_size: int
     capacity: int
+    layers: NotRequired[list[Record]]  # what how many layers keep
     storage: str
     protocol: str
     confidence: float

@@ -35,11 +35,14 @@ def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
         title: the model's full name, written to config.json as `streamlm_title`.
 
     Raises:
-        ValueError: the file is missing or not GGUF, or its tokenizer is not supported.
+        ValueError: the file is missing, not GGUF or one part of a model; its tokenizer or its rotary scaling
+            is not supported; or a weight is not in it.
     """
-    tokenizer = build_tokenizer(read_metadata(gguf_file))
+    meta = read_metadata(gguf_file)
+    scaling = rope_scaling(gguf_file, meta)
+    tokenizer = build_tokenizer(meta)
     with atomic_path(out_dir) as folder:
-        _convert_weights(gguf_file, folder, title)
+        _convert_weights(gguf_file, folder, title, scaling)
         tokenizer.save_pretrained(folder)
 
 
@@ -74,6 +77,34 @@ def read_metadata(gguf_file: Path) -> Metadata:
             f"cannot read {gguf_file} as GGUF ({error}); delete it and fetch it again"
         ) from error
     return {key: field.contents() for key, field in fields.items()}
+
+
+def rope_scaling(gguf_file: Path, meta: Metadata) -> Metadata:
+    """Return the rotary scaling in the header, as transformers' `rope_parameters` have it; empty for none.
+
+    transformers 5.2.0 drops it, and fills at random what the other parts of a split model hold.
+
+    Raises:
+        ValueError: the file is one part of a model, or scales in another way than linearly.
+    """
+    parts = int(meta.get("split.count", 1))
+    if parts > 1:
+        raise ValueError(
+            f"{gguf_file} is part {1 + int(meta.get('split.no', 0))} of {parts} of a model; join them with "
+            "llama.cpp's `llama-gguf-split --merge`, and take the file that it writes"
+        )
+    keys = f"{meta.get('general.architecture')}.rope."
+    kind = meta.get(f"{keys}scaling.type", "linear")
+    factor = float(meta.get(f"{keys}scaling.factor") or meta.get(f"{keys}scale_linear") or 1)
+    by_tensor = [tensor for tensor in GGUFReader(gguf_file).tensors if tensor.name.startswith("rope_")]
+    if any((tensor.data != 1).any() for tensor in by_tensor):
+        kind = by_tensor[0].name
+    if kind not in ("none", "linear"):
+        raise ValueError(
+            f"{gguf_file} scales its rotary positions by {kind!r}, which cannot be carried over to "
+            "transformers; take the model's safetensors instead"
+        )
+    return {} if kind == "none" or factor == 1 else {"rope_type": "linear", "factor": factor}
 
 
 def build_tokenizer(meta: Metadata) -> PreTrainedTokenizerFast:
@@ -133,12 +164,23 @@ def _special_names(meta: Metadata) -> dict[str, str]:
     return {name: tokens[i] for name, i in ids.items() if i is not None}
 
 
-def _convert_weights(gguf_file: Path, folder: Path, title: str) -> None:
+def _convert_weights(gguf_file: Path, folder: Path, title: str, scaling: Metadata) -> None:
     with redirect_stderr(io.StringIO()):  # hides progress bars; no transformers setting stops all of them
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32, local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(
+                f"{gguf_file} lacks {len(missing)} of the model's weights, such as {missing[0]}; fetch it "
+                "again, or take the model's safetensors"
+            )
         model.config.streamlm_title = title
+        if scaling:
+            model.config.rope_parameters = {**model.config.rope_parameters, **scaling}
         try:
             model.save_pretrained(folder)
         except SafetensorError as error:

@@ -1,0 +1,91 @@
+"""Model folders as people have them: scored, or refused in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from command import only_line, streamlm
+from families import build
+from judge import judge
+from tiny_model import byte_tokenizer, write_tiny_model
+from torch.testing import assert_close
+
+from streamlm.cache.prepare import prepare
+from streamlm.cache.sink_cache import SinkCache
+
+CHANGES = {
+    "gptq": {
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+    },
+    "awq": {
+        "quantization_config": {
+            "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"
+        }
+    },
+    "bitsandbytes": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    "compressed": {
+        "quantization_config": {
+            "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}
+        }
+    },
+    "fp8": {
+        "quantization_config": {
+            "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]
+        }
+    },
+    "ntk": {"rope_parameters": None, "rope_scaling": {"type": "ntk", "factor": 2.0}},
+    "yarn without a factor": {"rope_parameters": None, "rope_scaling": {"type": "yarn"}},
+    "scaling as text": {"rope_parameters": None, "rope_scaling": "linear"},
+    "heads as text": {"num_attention_heads": "4"},
+    "no heads": {"num_attention_heads": 0},
+}  # fmt: skip
+
+
+def evaluate(place, folder):
+    np.save(place / "ids.npy", np.arange(60) % 50)
+    return streamlm(
+        place, "evaluate", "--model-name", folder, "--tokens", "ids.npy", "--n-sink", 2, "--window-size", 9
+    )
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_config_that_cannot_be_read_is_refused_in_one_line(tmp_path, name):
+    folder = write_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | CHANGES[name]))
+    assert "model" in only_line(evaluate(tmp_path, folder))
+
+
+@pytest.mark.parametrize("family", ["falcon", "mpt", "gpt2", "gemma3n_text", "llama4_text"])
+def test_family_that_is_not_supported_is_refused_in_one_line(tmp_path, family):
+    build(family).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    assert "supported are models with rotary positions" in only_line(evaluate(tmp_path, "model"))
+
+
+def test_multimodal_gemma3_is_exact_on_text():
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    text = build("gemma3_text 6").config.to_dict()
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    found = judge("gemma3", transformers.Gemma3ForConditionalGeneration(config).eval())
+    assert not found.refused
+    assert found.nats < 1e-3
+
+
+def test_peft_model_is_as_if_merged():
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    options = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    lora, ids = peft.get_peft_model(build("llama"), options).eval(), torch.arange(1, 41)[None]
+    with prepare(lora), torch.inference_mode():
+        got = lora(input_ids=ids, past_key_values=SinkCache(lora.config, 2, 9)).logits
+    merged = lora.merge_and_unload()
+    with prepare(merged), torch.inference_mode():
+        expected = merged(ids, past_key_values=SinkCache(merged.config, 2, 9)).logits
+    assert_close(got, expected, rtol=0, atol=1e-3)
