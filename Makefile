@@ -39,7 +39,8 @@ test: env
 	lint-imports --no-cache --no-logo
 	snakefmt --check Snakefile workflow
 	snakemake --lint
-	pytest -m "not slow"
+	pytest -n 2 --dist loadfile -m "not slow and not kvpress"
+	pytest -m "not slow and kvpress"
 
 # The library under the newest transformers, in an environment of its own.
 LATEST := .venv-latest

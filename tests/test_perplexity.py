@@ -251,7 +251,7 @@ def test_model_that_cannot_be_exact_is_refused_and_left_as_it_was(kind):
     build, config = UNSUPPORTED[kind]
     model = build(config).eval()
     before = model.config._attn_implementation
-    with pytest.raises(ValueError, match=r"supported are models with one rotary") as caught, prepare(model):
+    with pytest.raises(ValueError, match="positions, which are not rotary, of") as caught, prepare(model):
         pass
     assert "\n" not in str(caught.value)
     assert model.config._attn_implementation == before
@@ -275,7 +275,10 @@ def test_attention_that_is_not_known_here_is_refused():
         pass
     rotary, plain = model.model.rotary_emb, model.model.rotary_emb.forward
     rotary.forward = lambda x, position_ids: plain(x, position_ids * 2)  # not what inv_freq says
-    with pytest.raises(ValueError, match="rotates queries and keys in a way"), prepare(model):
+    with (
+        pytest.raises(ValueError, match="changes queries or keys of layer 0 by their position in a way"),
+        prepare(model),
+    ):
         pass
 
 
@@ -340,13 +343,16 @@ def test_weights_that_lack_or_add_a_tensor_are_refused(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_head_that_is_not_plain_is_refused():
+def test_losses_are_of_logits_as_the_model_finishes_them():
     config = GraniteConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, logits_scaling=4.0,
+        num_key_value_heads=2, logits_scaling=0.25,
     )  # fmt: skip
-    with (
-        pytest.raises(ValueError, match="an attention or a head"),
-        prepare(GraniteForCausalLM(config).eval()),
-    ):
-        pass
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(config).eval()
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(IDS)[None]).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(IDS[1:]), reduction="none")
+    with prepare(model):
+        losses, _ = score_stream(model, IDS, StreamConfig(n_sink=0, window_size=len(IDS)))
+    assert_close(torch.from_numpy(losses), expected, rtol=0, atol=1e-4)

@@ -119,3 +119,21 @@ def test_copies_of_a_prepared_model_are_prepared():
         expected = model(IDS, past_key_values=SinkCache(model.config, 3, 9)).logits
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert_close(other(IDS, past_key_values=SinkCache(model.config, 3, 9)).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_features_beside_large_ones_show_their_rotation(dtype):
+    """The slowest pair, which hardly moves, is a thousand times as large as the others."""
+    model = build("llama").to(dtype)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+                weight.view(-1, 8, weight.shape[1])[:, [3, 7]] *= 1000
+    found = ask_layers(model)
+    assert [rotary and len(rotary.inv_freq) for rotary in found] == [4] * 4
+    model.model.rotary_emb.forward, plain = (
+        lambda x, position_ids: tuple(table.mul(1.05) for table in plain(x, position_ids * 2)),
+        model.model.rotary_emb.forward,
+    )
+    with pytest.raises(ValueError, match="changes queries or keys of layer 0"):
+        ask_layers(model)

@@ -23,7 +23,7 @@ from streamlm.cache.probe import (
     takes_cache_position,
 )
 from streamlm.cache.rope import Rotary
-from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.sink_cache import SinkCache, layer_windows
 
 ATTENTION_NAME = "streamlm"
 
@@ -109,6 +109,8 @@ def switch(model: PreTrainedModel) -> ExitStack:
     """Prepare `model` for good; closing the stack undoes it. See `prepare`."""
     if hasattr(model, "get_base_model"):  # of peft, which keeps the model itself inside
         model = model.get_base_model()
+    layer_windows(model.config)  # refuses by the config alone
+    _check_weights(model)
     rotaries = ask_layers(model)
     check_attention(model)
     base, plain = model.base_model, _plain_hidden(model)
@@ -150,6 +152,18 @@ def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @torch.inference_mode()
+def _check_weights(model: PreTrainedModel) -> None:
+    """Raise ValueError if the weights give numbers that are not finite."""
+    with explained(model):
+        logits = model(probe_ids(model, CHECKED_TOKENS), use_cache=False).logits
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{model.config._name_or_path}: the weights give logits that are not finite; "
+            f"the files are damaged, or {str(model.dtype).removeprefix('torch.')} is too narrow for it"
+        )
+
+
+@torch.inference_mode()
 def _plain_hidden(model: PreTrainedModel) -> Tensor:
     """Return the hidden states of a few tokens under the model's own attention, (1, T, H)."""
     if model.base_model is model:
@@ -158,11 +172,6 @@ def _plain_hidden(model: PreTrainedModel) -> Tensor:
     with explained(model):
         hidden: Tensor = model.base_model(ids, use_cache=False).last_hidden_state
         logits, whole = head_of(model)(hidden[0]), model(ids, use_cache=False).logits[0]
-    if not whole.isfinite().all():
-        raise ValueError(
-            f"{model.config._name_or_path}: the weights give logits that are not finite; "
-            f"the files are damaged, or {str(model.dtype).removeprefix('torch.')} is too narrow for it"
-        )
     if not torch.allclose(logits, whole, rtol=0.05, atol=0.05 * float(whole.abs().max())):
         raise Unsupported(model, "has a head that needs more than hidden states")
     return hidden

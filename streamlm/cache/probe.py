@@ -30,8 +30,8 @@ FAR = 300_000  # a position at which the keys that a mask shows are counted
 
 # What models hand to an attention function and we know: taken into account, or of no effect on the result.
 KNOWN = {
-    "softcap", "s_aux", "sliding_window", "is_causal", "position_ids", "cache_position", "output_attentions",
-    "use_cache",
+    "scaling", "softcap", "s_aux", "sliding_window", "is_causal", "position_ids", "cache_position",
+    "output_attentions", "use_cache",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ class Heard:
 
     query: Tensor  # (1, Hq, 1, D)
     key: Tensor  # (1, Hkv, 1, D)
-    mask: Tensor | None
+    window: int | None  # that its mask shows: 0 for all, -1 for a mask that is no window, None without a mask
     options: dict[str, Any]
 
 
@@ -168,7 +168,9 @@ def _hear(model: PreTrainedModel, position: int) -> _Listener:
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> Tensor:
-        listener.heard[module.layer_idx] = Heard(query, key, mask, options)
+        sizes = {id(known): size for size, known in _probing.masks.items()}
+        window = None if mask is None else sizes.get(id(mask), -1)
+        listener.heard[module.layer_idx] = Heard(query, key, window, options)
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
     with _asking(model, attention), explained(model):
@@ -182,7 +184,7 @@ def _hear(model: PreTrainedModel, position: int) -> _Listener:
 
 
 def takes_cache_position(base: Any) -> bool:
-    """Return whether a model takes positions twice, as transformers' do before 5.3."""
+    """Return whether a model takes positions twice, as in transformers 5.2."""
     return "cache_position" in signature(base.forward).parameters
 
 
@@ -210,16 +212,13 @@ def _check_layer(model: PreTrainedModel, index: int, heard: _Listener, window: i
     """Refuse what is not known of a layer: its mask, its arguments."""
     layer = heard.heard[index]
     other = [name for name, value in layer.options.items() if value is not None and name not in KNOWN]
-    other = [name for name in other if name != "scaling"]
     if other:
         raise Unsupported(model, f"gives its attention {other[0]!r}, which is not known here")
     if layer.options.get("scaling") is None:
         raise Unsupported(model, "does not say how its attention scales scores")
-    if layer.mask is None:
-        return
-    size = next((size for size, mask in _probing.masks.items() if mask is layer.mask), -1)
-    if size != (window or 0):
-        what = "through a mask of its own" if size < 0 else f"through a window of {size or 'all'} tokens"
+    if layer.window not in (None, window or 0):
+        size = layer.window or "all"
+        what = "through a mask of its own" if size == -1 else f"through a window of {size} tokens"
         raise Unsupported(model, f"lets layer {index} see {what}, where its config says {window or 'all'}")
 
 
@@ -273,7 +272,7 @@ def _find(
         for position, listener in moved.items()
         for name in ("query", "key")
     ]
-    if all(_is_close(before, after) for _, before, after in pairs):
+    if all(torch.equal(before, after) for _, before, after in pairs):
         return None
     size = still.heard[index].key.shape[-1]
     for rotary in candidates:
@@ -283,7 +282,7 @@ def _find(
             if rotary.first <= 0:
                 continue
         if rotary.first + n_rotary <= size and all(
-            _is_close(_rotated(rotary, position, before), after) for position, before, after in pairs
+            _is_rotated(rotary, position, before, after) for position, before, after in pairs
         ):
             return rotary
     raise Unsupported(
@@ -291,37 +290,50 @@ def _find(
     )
 
 
-def _rotated(rotary: Rotary, position: int, x: Tensor) -> Tensor:
-    return rotary.by(torch.tensor([position], device=x.device), torch.float64).apply(x.double())
+def _is_rotated(rotary: Rotary, position: int, before: Tensor, after: Tensor) -> bool:
+    """Return whether a position rotates `before` to `after`, up to rounding in each pair of features.
+
+    In each pair: beside one large pair, such as trained models have, others may be small.
+    """
+    rotation = rotary.by(torch.tensor([position], device=before.device), torch.float64)
+    difference = after.double() - rotation.apply(before.double())
+    a, b = rotary.pairs(before.double())
+    lengths = a.hypot(b)  # which rotation leaves as they are
+    allowed = _tolerance(before.dtype) * lengths + 1e-6 * lengths.max()
+    off = [part.abs() <= allowed for part in rotary.pairs(difference)]
+    rest = difference.clone()
+    for part in rotary.pairs(rest):
+        part.zero_()
+    return bool(off[0].all() and off[1].all() and not rest.any())
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Return by how much right results may differ, relatively: some roundings, and angles in float32."""
+    return max(2e-4, 4 * torch.finfo(dtype).eps)
 
 
 def _is_close(expected: Tensor, got: Tensor) -> bool:
     """Return whether they are equal up to the rounding of what a model computes in its own precision."""
-    return bool((expected.double() - got.double()).abs().max() <= tolerance(got.dtype) * got.abs().max())
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return by how much right results may differ, relative to the largest: roundings, angles in float32."""
-    return max(2e-4, 6 * torch.finfo(dtype).eps)
+    return bool((expected.double() - got.double()).abs().max() <= _tolerance(got.dtype) * got.abs().max())
 
 
 def describe_rotations(rotaries: Sequence[Rotary | None]) -> str:
     """Return in words how many layers rotate how."""
     counts = Counter(map(_describe_rotation, rotaries))
-    return "; ".join(f"{count} layers {how}" for how, count in counts.items())
+    return "; ".join(f"{how} ({count} layer{'s'[: count - 1]})" for how, count in counts.items())
 
 
 def _describe_rotation(rotary: Rotary | None) -> str:
     if rotary is None:
-        return "do not rotate"
+        return "no rotation"
     pairs = "neighbours" if rotary.interleaved else "halves"
     first = f" from feature {rotary.first} on" if rotary.first else ""
     # The slowest feature that rotates: it tells sets of frequencies apart.
-    turn = 2 * torch.pi / float(rotary.inv_freq[rotary.inv_freq != 0].abs().min())
+    period = 2 * torch.pi / float(rotary.inv_freq[rotary.inv_freq != 0].abs().min())
     backwards = ", backwards" if float(rotary.inv_freq.sum()) < 0 else ""
     return (
-        f"rotate {2 * len(rotary.inv_freq)} features{first}, paired by {pairs}{backwards}, "
-        f"the slowest once in {turn:,.0f} positions"
+        f"{2 * len(rotary.inv_freq)} features{first}, paired by {pairs}{backwards}, "
+        f"the slowest once around in {period:,.0f} positions"
     )
 
 

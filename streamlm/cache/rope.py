@@ -58,6 +58,14 @@ class Rotary:
         """How what is stored of the keys rotates."""
         return replace(self, first=0) if self.is_apart else self
 
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two features of each pair that rotates, (B, H, T, R) each, of x (B, H, T, D)."""
+        features = x[..., self.first : self.first + 2 * len(self.inv_freq)]
+        if self.interleaved:
+            return features[..., ::2], features[..., 1::2]
+        first, second = features.chunk(2, dim=-1)
+        return first, second
+
     def by(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Return the rotation by a number of positions.
 
