@@ -89,3 +89,18 @@ def test_peft_model_is_as_if_merged():
     with prepare(merged), torch.inference_mode():
         expected = merged(ids, past_key_values=SinkCache(merged.config, 2, 9)).logits
     assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+def test_info_says_how_the_layers_rotate_or_why_not(tmp_path):
+    build("smollm3").save_pretrained(tmp_path / "takes")
+    build("doge").save_pretrained(tmp_path / "refuses")
+
+    def line(*args):
+        done = streamlm(tmp_path, "info", "--model-name", *args)
+        return next(line for line in done.stdout.splitlines() if line.startswith("SinkCache"))
+
+    taken = line("takes")
+    assert "exact; 8 features, paired by halves, the slowest once around in" in taken
+    assert "(3 layers); no rotation (1 layer)" in taken
+    assert "refuses it: DogeForCausalLM lets layer 0 see through a mask of its own" in line("refuses")
+    assert "loading the model decides" in line("refuses", "--no-check")
