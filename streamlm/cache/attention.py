@@ -110,13 +110,9 @@ def plan_attention(
         stop = min(start + block, end)
         low = max(first_band, start - cfg.window_size + 1)
         queries, band = tokens(start, stop) - pad, tokens(low, stop) - pad  # positions in the row
-        seen = torch.cat(
-            (
-                streaming_mask(queries, tokens(0, n_sinks), cfg),
-                streaming_mask(queries, band, cfg) & (band >= n_sinks)[..., None, :],
-            ),
-            dim=-1,
-        )
+        sinks_seen = streaming_mask(queries, tokens(0, n_sinks), cfg)
+        band_seen = streaming_mask(queries, band, cfg) & (band >= n_sinks)[..., None, :]
+        seen = torch.cat((sinks_seen, band_seen), dim=-1)
         blocks.append(
             QueryBlock(
                 queries=slice(start - n_past, stop - n_past),

@@ -77,20 +77,14 @@ _probing = _Probing()
 
 
 def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    **options: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, dropout: Any = 0, **more: Any
 ) -> Any:
     if dropout:
         raise ValueError(
             f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
         )
     assert _probing.attention is not None
-    return _probing.attention(module, query, key, value, attention_mask, **options), None
+    return _probing.attention(module, query, key, value, attention_mask, **more), None
 
 
 def _window_mask(*_: Any, mask_function: Callable[..., Any], **__: Any) -> Tensor:
