@@ -42,7 +42,8 @@ class Decoder:
 
     def fill(self, ids: Tensor) -> None:
         """Read `ids` in blocks."""
-        for part in ids.split(CHUNK, dim=1):
+        chunk = self.cache.longest_pass(CHUNK) if isinstance(self.cache, SinkCache) else CHUNK
+        for part in ids.split(chunk, dim=1):
             hidden = self.model.base_model(part, past_key_values=self.cache).last_hidden_state
         self.token = self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1, keepdim=True)
 

@@ -254,7 +254,7 @@ def _prefill_streaming(model: PreTrainedModel, context: Tensor, n_sink: int, bud
     """Stream a context through a `SinkCache` of this budget; `model` is prepared."""
     cache = SinkCache(model.config, n_sink=n_sink, window_size=budget - n_sink)
     begin = now(context.device)
-    for block in context.split(CHUNK, dim=1):
+    for block in context.split(cache.longest_pass(CHUNK), dim=1):
         model.base_model(block, past_key_values=cache)
     return PrefilledCache(cache, None, now(context.device) - begin)
 
