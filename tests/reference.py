@@ -99,14 +99,18 @@ class NaiveCache(Cache):
     """The policy on any rotary model's own code, one token at a time: unrotated keys, in lists.
 
     The model must be given position_ids = p(t), the query's position in the full-attention cache, and attend
-    with `naive_attention`. A layer with a sliding window keeps that window, at true distances.
+    with `naive_attention`. A layer with a sliding window that is not larger than the cache keeps that window, at
+    true distances.
     """
 
     def __init__(
         self, windows: list[int | None], n_sink: int, window_size: int, inv_freq: Tensor, pairs: str
     ):
         super().__init__(layers=[])
-        self.rules = [(n_sink, window_size) if window is None else (0, window) for window in windows]
+        self.rules = [
+            (n_sink, window_size) if window is None or n_sink + window_size < window else (0, window)
+            for window in windows
+        ]
         self.kept = [[] for _ in windows]
         self.capacity, self.inv_freq, self.pairs = n_sink + window_size, inv_freq.double(), pairs
         self.n_seen = 0

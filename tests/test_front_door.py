@@ -38,4 +38,7 @@ def test_sink_cache_shows_what_its_reference_documents_and_no_more():
     cache = SinkCache(tiny_llama().config)
     public = {name for name in dir(cache) if not name.startswith("_")} - set(dir(Cache))
     usual = {"layers", "layer_class_to_replicate", "offloading", "only_non_sliding", "prefetch_stream"}
-    assert public - usual == {"cfg", "capacity", "n_held", "nbytes", "state_dict", "load_state_dict"}
+    assert public - usual == {
+        "cfg", "capacity", "geometries", "n_held", "mean_held", "nbytes", "longest_pass", "state_dict",
+        "load_state_dict",
+    }  # fmt: skip
