@@ -99,8 +99,7 @@ class NaiveCache(Cache):
     """The policy on any rotary model's own code, one token at a time: unrotated keys, in lists.
 
     The model must be given position_ids = p(t), the query's position in the full-attention cache, and attend
-    with `naive_attention`. A layer with a sliding window that is not larger than the cache keeps that window, at
-    true distances.
+    with `naive_attention`. A layer whose own sliding window is not larger keeps that, at true distances.
     """
 
     def __init__(
