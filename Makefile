@@ -51,9 +51,10 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-latest.txt
 	touch $@
 
-# All that does not run the workflow or kvpress, which does not allow this transformers.
-LIBRARY := attention chat cost cuda_graph every_family families footprint front_door gguf latency \
-	linear methods model_folders models perplexity sampling scoring sink_cache threads
+# The cache and what is measured with it; not kvpress, which does not allow this transformers, nor GGUF, whose
+# models 5.24 does not save.
+LIBRARY := attention cost cuda_graph every_family families footprint front_door latency linear methods models \
+	perplexity probe sampling scoring sink_cache threads
 
 latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers

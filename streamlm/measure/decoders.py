@@ -82,7 +82,9 @@ class Dense(Decoder):
 
     def make_ready(self) -> None:
         """Forget all but capacity - 1 tokens."""
-        self.cache.crop(self.capacity - 1)
+        more = self.cache.get_seq_length() - (self.capacity - 1)
+        if more > 0:
+            self.cache.crop(-more)  # newer transformers take no positive length
 
 
 class Recompute(Decoder):
