@@ -19,7 +19,9 @@ from streamlm.cache.probe import (
     ask_layers,
     check_attention,
     explained,
+    is_close,
     probe_ids,
+    refuse_dropout,
     takes_cache_position,
 )
 from streamlm.cache.rope import Rotary
@@ -55,10 +57,7 @@ def attention_forward(
     if cache is None:
         # Without a plan nothing here would hide the future.
         raise ValueError("a prepared model needs a SinkCache as past_key_values")
-    if dropout:
-        raise ValueError(
-            f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
-        )
+    refuse_dropout(dropout)
     plan = cache._plan_of(module.layer_idx, query.device)
     if isinstance(plan, DecodePlan):
         out = attend_one(query, key, value, plan.visible, scaling, softcap=softcap, sink_logits=s_aux)
@@ -72,12 +71,11 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _before_forward(
-    base: nn.Module,
+    base: PreTrainedModel,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
     rotaries: tuple[Rotary | None, ...],
-    dtype: torch.dtype,
     takes_cache_position: bool,
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     # By its type: its name changed from past_key_values to cache in transformers 5.24.
@@ -90,6 +88,7 @@ def _before_forward(
         raise ValueError(
             f"SinkCache has {len(cache.layers)} layers, the model {len(rotaries)}; make it with model.config"
         )
+    dtype = torch.promote_types(base.dtype, torch.float32)
     plan = cache._begin_pass(tokens.shape[1], rotaries, dtype, kwargs.get("attention_mask"))
     positions = plan.positions(tokens.device)
     _active.cache = cache
@@ -110,10 +109,10 @@ def switch(model: PreTrainedModel) -> ExitStack:
     if hasattr(model, "get_base_model"):  # of peft, which keeps the model itself inside
         model = model.get_base_model()
     layer_windows(model.config)  # refuses by the config alone
-    _check_weights(model)
+    logits = _plain_logits(model)
     rotaries = ask_layers(model)
     check_attention(model)
-    base, plain = model.base_model, _plain_hidden(model)
+    base, plain = model.base_model, _plain_hidden(model, logits)
     AttentionInterface.register(ATTENTION_NAME, attention_forward)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
     with ExitStack() as undo:
@@ -124,7 +123,6 @@ def switch(model: PreTrainedModel) -> ExitStack:
         before = partial(
             _before_forward,
             rotaries=rotaries,
-            dtype=torch.promote_types(model.dtype, torch.float32),
             takes_cache_position=takes_cache_position(base),
         )
         undo.callback(base.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -152,27 +150,36 @@ def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @torch.inference_mode()
-def _check_weights(model: PreTrainedModel) -> None:
-    """Raise ValueError if the weights give numbers that are not finite."""
+def _plain_logits(model: PreTrainedModel) -> Tensor:
+    """Return the logits of a few tokens under the model's own attention, (T, V).
+
+    Raises:
+        ValueError: if they are not finite.
+    """
     with explained(model):
-        logits = model(probe_ids(model, CHECKED_TOKENS), use_cache=False).logits
+        logits: Tensor = model(probe_ids(model, CHECKED_TOKENS), use_cache=False).logits[0]
     if not logits.isfinite().all():
         raise ValueError(
             f"{model.config._name_or_path}: the weights give logits that are not finite; "
             f"the files are damaged, or {str(model.dtype).removeprefix('torch.')} is too narrow for it"
         )
+    return logits
 
 
 @torch.inference_mode()
-def _plain_hidden(model: PreTrainedModel) -> Tensor:
-    """Return the hidden states of a few tokens under the model's own attention, (1, T, H)."""
+def _plain_hidden(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Return the hidden states of the same tokens, (1, T, H).
+
+    Raises:
+        ValueError: if `head_of` the model does not make its logits (T, V) of them.
+    """
     if model.base_model is model:
         raise Unsupported(model, "has no head apart from its base")
     ids = probe_ids(model, CHECKED_TOKENS)
     with explained(model):
         hidden: Tensor = model.base_model(ids, use_cache=False).last_hidden_state
-        logits, whole = head_of(model)(hidden[0]), model(ids, use_cache=False).logits[0]
-    if not torch.allclose(logits, whole, rtol=0.05, atol=0.05 * float(whole.abs().max())):
+        finished = head_of(model)(hidden[0])
+    if not is_close(finished, logits):
         raise Unsupported(model, "has a head that needs more than hidden states")
     return hidden
 

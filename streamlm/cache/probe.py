@@ -35,7 +35,11 @@ KNOWN = {
 }  # fmt: skip
 
 
-class Unsupported(ValueError):
+class Refused(ValueError):
+    """Why a model is not taken, in one line."""
+
+
+class Unsupported(Refused):
     """A model that a `SinkCache` cannot be exact for."""
 
     def __init__(self, model: PreTrainedModel, what: str) -> None:
@@ -79,12 +83,17 @@ _probing = _Probing()
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, dropout: Any = 0, **more: Any
 ) -> Any:
-    if dropout:
-        raise ValueError(
-            f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
-        )
+    refuse_dropout(dropout)
     assert _probing.attention is not None
     return _probing.attention(module, query, key, value, attention_mask, **more), None
+
+
+def refuse_dropout(dropout: float) -> None:
+    """Raise ValueError if a model asks for dropout in its attention."""
+    if dropout:
+        raise Refused(
+            f"a prepared model has no attention dropout, and this one asks for {dropout}; call eval()"
+        )
 
 
 def _window_mask(*_: Any, mask_function: Callable[..., Any], **__: Any) -> Tensor:
@@ -193,12 +202,12 @@ def explained(model: PreTrainedModel) -> Iterator[None]:
     """Raise whatever goes wrong in a model's own code as a refusal of one line."""
     try:
         yield
-    except ValueError:
+    except Refused:
         raise
     except Exception as error:  # the code of any model may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         raise Unsupported(
-            model, f"does not work with a cache of another kind ({type(error).__name__}: {reason})"
+            model, f"fails when it is tried on a few tokens ({type(error).__name__}: {reason})"
         ) from error
 
 
@@ -223,7 +232,7 @@ def _as_stored(
     key = listener.heard[index].key
     keys, values = listener.stored.get(index, (key[..., :0], key[..., :0]))
     if _is_repeated(keys, key):
-        return rotary
+        return replace(rotary, is_apart=False) if rotary is not None and rotary.is_apart else rotary
     if rotary is not None and torch.equal(keys, still.stored.get(index, (key,))[0]):
         rotated = key[..., rotary.first : rotary.first + 2 * len(rotary.inv_freq)]
         if values.shape[1] == 1 and torch.equal(values.expand_as(rotated), rotated):
@@ -306,7 +315,7 @@ def _tolerance(dtype: torch.dtype) -> float:
     return max(2e-4, 4 * torch.finfo(dtype).eps)
 
 
-def _is_close(expected: Tensor, got: Tensor) -> bool:
+def is_close(expected: Tensor, got: Tensor) -> bool:
     """Return whether they are equal up to the rounding of what a model computes in its own precision."""
     return bool((expected.double() - got.double()).abs().max() <= _tolerance(got.dtype) * got.abs().max())
 
@@ -322,7 +331,7 @@ def _describe_rotation(rotary: Rotary | None) -> str:
         return "no rotation"
     pairs = "neighbours" if rotary.interleaved else "halves"
     first = f" from feature {rotary.first} on" if rotary.first else ""
-    # The slowest feature that rotates: it tells sets of frequencies apart.
+    # Of the slowest pair, by which sets of frequencies can be distinguished.
     period = 2 * torch.pi / float(rotary.inv_freq[rotary.inv_freq != 0].abs().min())
     backwards = ", backwards" if float(rotary.inv_freq.sum()) < 0 else ""
     return (
@@ -335,8 +344,8 @@ def _describe_rotation(rotary: Rotary | None) -> str:
 def check_attention(model: PreTrainedModel) -> None:
     """Raise ValueError unless our attention gives in every layer what its own gives, on the same inputs.
 
-    Layer by layer: in half precision a whole model hides a wrong layer, and behind a router refuses a right
-    one.
+    Each layer is compared by itself: in half precision, the output of the whole model can hide a wrong layer;
+    and where rounding changes which experts a token is sent to, it differs although every layer is right.
     """
     windows, wrong = layer_windows(model.config), dict[int, float]()
 
@@ -362,7 +371,7 @@ def check_attention(model: PreTrainedModel) -> None:
             softcap=options.get("softcap"),
             sink_logits=options.get("s_aux"),
         ).transpose(1, 2)
-        if not _is_close(own, ours):
+        if not is_close(own, ours):
             wrong[module.layer_idx] = float((own - ours).abs().max())
         return own
 

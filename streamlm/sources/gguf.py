@@ -39,6 +39,7 @@ def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
             is not supported; or a weight is not in it.
     """
     meta = read_metadata(gguf_file)
+    check_whole(gguf_file, meta)
     scaling = rope_scaling(gguf_file, meta)
     tokenizer = build_tokenizer(meta)
     with atomic_path(out_dir) as folder:
@@ -79,20 +80,24 @@ def read_metadata(gguf_file: Path) -> Metadata:
     return {key: field.contents() for key, field in fields.items()}
 
 
-def rope_scaling(gguf_file: Path, meta: Metadata) -> Metadata:
-    """Return the rotary scaling in the header, as transformers' `rope_parameters` have it; empty for none.
-
-    transformers 5.2.0 drops it, and fills at random what the other parts of a split model hold.
-
-    Raises:
-        ValueError: the file is one part of a model, or scales in another way than linearly.
-    """
+def check_whole(gguf_file: Path, meta: Metadata) -> None:
+    """Raise ValueError if a file is one part of a model: transformers 5.2.0 fills the others at random."""
     parts = int(meta.get("split.count", 1))
     if parts > 1:
         raise ValueError(
             f"{gguf_file} is part {1 + int(meta.get('split.no', 0))} of {parts} of a model; join them with "
             "llama.cpp's `llama-gguf-split --merge`, and take the file that it writes"
         )
+
+
+def rope_scaling(gguf_file: Path, meta: Metadata) -> Metadata:
+    """Return the rotary scaling in the header, as transformers' `rope_parameters` have it; empty for none.
+
+    transformers 5.2.0 drops it.
+
+    Raises:
+        ValueError: the model scales in another way than linearly.
+    """
     keys = f"{meta.get('general.architecture')}.rope."
     kind = meta.get(f"{keys}scaling.type", "linear")
     factor = float(meta.get(f"{keys}scaling.factor") or meta.get(f"{keys}scale_linear") or 1)
