@@ -83,7 +83,9 @@ VARIANTS = {
     "lfm2 convolutions": {"layer_types": ["conv", "full_attention"] * 2},
     "starcoder2 6": {"sliding_window": 6},
     "starcoder2 full": {"sliding_window": None},
-    "gemma2 64": {"sliding_window": 64},
+    "gemma2 64": {
+        "sliding_window": 64, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 3.0,
+    },
     "gemma3_text 6": windows(6),
     "gemma3_text 64": windows(64),
     "gpt_oss 6": {"sliding_window": 6},

@@ -149,6 +149,17 @@ def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         yield model
 
 
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend by its own plain operations; SDPA leaves out soft caps (transformers 5.2)."""
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("eager")
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 @torch.inference_mode()
 def _plain_logits(model: PreTrainedModel) -> Tensor:
     """Return the logits of a few tokens under the model's own attention, (T, V).
@@ -156,7 +167,7 @@ def _plain_logits(model: PreTrainedModel) -> Tensor:
     Raises:
         ValueError: if they are not finite.
     """
-    with explained(model):
+    with explained(model), _plain_attention(model):
         logits: Tensor = model(probe_ids(model, CHECKED_TOKENS), use_cache=False).logits[0]
     if not logits.isfinite().all():
         raise ValueError(
@@ -176,7 +187,7 @@ def _plain_hidden(model: PreTrainedModel, logits: Tensor) -> Tensor:
     if model.base_model is model:
         raise Unsupported(model, "has no head apart from its base")
     ids = probe_ids(model, CHECKED_TOKENS)
-    with explained(model):
+    with explained(model), _plain_attention(model):
         hidden: Tensor = model.base_model(ids, use_cache=False).last_hidden_state
         finished = head_of(model)(hidden[0])
     if not is_close(finished, logits):
