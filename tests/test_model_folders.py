@@ -1,6 +1,7 @@
 """Model folders as people have them: scored, or refused in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -50,12 +51,21 @@ def evaluate(place, folder):
     )
 
 
+def perplexity(line):
+    return re.search(r"perplexity \S+", line)[0]
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_config_that_cannot_be_read_is_refused_in_one_line(tmp_path, name):
     folder = write_tiny_model(tmp_path / "model")
+    as_written = evaluate(tmp_path, folder).stdout
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | CHANGES[name]))
-    assert "model" in only_line(evaluate(tmp_path, folder))
+    done = evaluate(tmp_path, folder)
+    if name == "fp8" and done.returncode == 0:  # from 5.24 on without a GPU: unpacked, here nothing is packed
+        assert perplexity(done.stdout) == perplexity(as_written)
+    else:
+        assert "model" in only_line(done)
 
 
 @pytest.mark.parametrize("family", ["falcon", "mpt", "gpt2", "gemma3n_text", "llama4_text"])

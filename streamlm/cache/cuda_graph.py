@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamlm.cache.forward import cache_argument
 from streamlm.cache.plan import ChunkPlan, DecodePlan, LayerKind, PassPlan, slot_of
 from streamlm.cache.sink_cache import SinkCache
 
@@ -92,7 +93,7 @@ class CapturedStep:
     @torch.no_grad()
     def _run(self) -> Tensor:
         """Return the logits of a rehearsal: the token is not counted."""
-        logits: Tensor = self.model(self.tokens, past_key_values=self.cache).logits
+        logits: Tensor = self.model(self.tokens, **cache_argument(self.model, self.cache)).logits
         self.cache._state.n_seen -= 1
         return logits
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from streamlm.cache.attention import attend, attend_one
+from streamlm.cache.forward import cache_argument, takes_cache_position
 from streamlm.cache.head import head_of
 from streamlm.cache.plan import DecodePlan
 from streamlm.cache.probe import (
@@ -22,7 +23,6 @@ from streamlm.cache.probe import (
     is_close,
     probe_ids,
     refuse_dropout,
-    takes_cache_position,
 )
 from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache, layer_windows
@@ -203,10 +203,10 @@ def _check_stream(model: PreTrainedModel, plain: Tensor) -> None:
     """
     if model.dtype not in (torch.float32, torch.float64):
         return
-    cache = SinkCache(model.config, n_sink=2, window_size=CHECKED_TOKENS)
+    cache, base = SinkCache(model.config, n_sink=2, window_size=CHECKED_TOKENS), model.base_model
     ids = probe_ids(model, CHECKED_TOKENS)
     parts = [ids[:, : CHECKED_TOKENS // 2], *ids[:, CHECKED_TOKENS // 2 :].split(1, 1)]
     with explained(model):
-        hidden = [model.base_model(part, past_key_values=cache).last_hidden_state for part in parts]
+        hidden = [base(part, **cache_argument(base, cache)).last_hidden_state for part in parts]
     if (torch.cat(hidden, dim=1) - plain).norm() > 1e-3 * plain.norm():
         raise Unsupported(model, "computes something else with this cache than without")

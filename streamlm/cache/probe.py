@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 
 from streamlm.cache.attention import attend, plan_attention, streaming_mask
+from streamlm.cache.forward import cache_argument, takes_cache_position
 from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SUPPORTED, layer_windows, rope_limit
 from streamlm.config import StreamConfig
@@ -180,15 +180,10 @@ def _hear(model: PreTrainedModel, position: int) -> _Listener:
         base(
             probe_ids(model, 1),
             position_ids=at,
-            past_key_values=listener,
+            **cache_argument(base, listener),
             **({"cache_position": at[0]} if takes_cache_position(base) else {}),
         )
     return listener
-
-
-def takes_cache_position(base: Any) -> bool:
-    """Return whether a model takes positions twice, as in transformers 5.2."""
-    return "cache_position" in signature(base.forward).parameters
 
 
 def probe_ids(model: PreTrainedModel, n_tokens: int) -> Tensor:

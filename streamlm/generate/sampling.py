@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamlm.cache.forward import cache_argument
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
@@ -144,7 +145,8 @@ def next_logits(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Ten
         ids: new tokens.
         mask: (B, T), 0 where a row is padded at its left; None if none is.
     """
-    logits: Tensor = model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1).logits
+    given = {"attention_mask": mask, "logits_to_keep": 1, **cache_argument(model, cache)}
+    logits: Tensor = model(ids, **given).logits
     return logits[:, -1]
 
 

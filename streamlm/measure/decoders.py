@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from streamlm.cache.forward import cache_argument
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import Method
 from streamlm.measure.device import now
@@ -42,9 +43,10 @@ class Decoder:
 
     def fill(self, ids: Tensor) -> None:
         """Read `ids` in blocks."""
+        base = self.model.base_model
         chunk = self.cache.longest_pass(CHUNK) if isinstance(self.cache, SinkCache) else CHUNK
         for part in ids.split(chunk, dim=1):
-            hidden = self.model.base_model(part, past_key_values=self.cache).last_hidden_state
+            hidden = base(part, **cache_argument(base, self.cache)).last_hidden_state
         self.token = self.model.get_output_embeddings()(hidden[:, -1]).argmax(-1, keepdim=True)
 
     def make_ready(self) -> None:
@@ -52,7 +54,7 @@ class Decoder:
 
     def step(self) -> None:
         """Decode one token."""
-        logits = self.model(self.token, past_key_values=self.cache).logits  # (1, 1, V)
+        logits = self.model(self.token, **cache_argument(self.model, self.cache)).logits  # (1, 1, V)
         self.token = logits[:, -1].argmax(-1, keepdim=True)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from streamlm.cache.attention import QUERY_BLOCK
+from streamlm.cache.forward import cache_argument
 from streamlm.cache.head import Head, head_of
 from streamlm.cache.sink_cache import POSITION_LIMIT, SinkCache
 from streamlm.config import StreamConfig
@@ -65,11 +66,11 @@ def score_stream(
     )
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
-    head, chunk = head_of(model), cache.longest_pass(chunk)
+    base, head, chunk = model.base_model, head_of(model), cache.longest_pass(chunk)
     done = 0 if checkpoint is None else checkpoint.restore(losses, cache, model.device)
     for start in range(done, len(losses), chunk):
         part = stream[start : start + chunk + 1]
-        hidden = model.base_model(part[None, :-1], past_key_values=cache).last_hidden_state[0]
+        hidden = base(part[None, :-1], **cache_argument(base, cache)).last_hidden_state[0]
         losses[start : start + chunk] = _losses(head, hidden, part[1:])
         so_far = losses[: start + chunk]
         if checkpoint is not None:
@@ -123,13 +124,14 @@ def recompute_losses(
 
     Source: arXiv:2309.17453, figure 1 (c), "sliding window with re-computation".
     """
-    cache, head = SinkCache(model.config, n_sink=0, window_size=capacity), head_of(model)
+    cache = SinkCache(model.config, n_sink=0, window_size=capacity)
+    base, head = model.base_model, head_of(model)
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
     losses = np.empty(len(positions), np.float64 if model.dtype == torch.float64 else np.float32)
     for i, position in enumerate(positions.tolist()):
         cache.reset()
         seen = stream[position - capacity + 1 : position + 1]
-        hidden = model.base_model(seen[None], past_key_values=cache).last_hidden_state[0, -1:]
+        hidden = base(seen[None], **cache_argument(base, cache)).last_hidden_state[0, -1:]
         target = stream[position + 1 : position + 2]
         losses[i : i + 1] = _losses(head, hidden, target)
         if on_progress is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from gguf import GGUFReader, TokenType
 from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -169,6 +170,12 @@ def _special_names(meta: Metadata) -> dict[str, str]:
     return {name: tokens[i] for name, i in ids.items() if i is not None}
 
 
+def _unpacked() -> Metadata:
+    """Return what makes transformers 5.24 unpack the weights, which it may keep as they are in the file."""
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
 def _convert_weights(gguf_file: Path, folder: Path, title: str, scaling: Metadata) -> None:
     with redirect_stderr(io.StringIO()):  # hides progress bars; no transformers setting stops all of them
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -177,12 +184,16 @@ def _convert_weights(gguf_file: Path, folder: Path, title: str, scaling: Metadat
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
+            **_unpacked(),
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
                 f"{gguf_file} lacks {len(missing)} of the model's weights, such as {missing[0]}; fetch it "
                 "again, or take the model's safetensors"
             )
+        # transformers 5.24 does not save a model that it read from GGUF, though its weights are unpacked.
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
         model.config.streamlm_title = title
         if scaling:
             model.config.rope_parameters = {**model.config.rope_parameters, **scaling}
