@@ -1,5 +1,6 @@
 """What a model's forward is to be called with, where versions of transformers differ."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -13,14 +14,14 @@ def cache_argument(model: nn.Module, cache: Cache | None) -> dict[str, Any]:
 
     It is called `cache` from transformers 5.24 on, and `past_key_values` before.
     """
-    return {"cache" if "cache" in _arguments(type(model)) else "past_key_values": cache}
+    return {"cache" if "cache" in _arguments(type(model).forward) else "past_key_values": cache}
 
 
 def takes_cache_position(model: nn.Module) -> bool:
     """Return whether a model takes positions twice, as in transformers 5.2."""
-    return "cache_position" in _arguments(type(model))
+    return "cache_position" in _arguments(type(model).forward)
 
 
 @lru_cache
-def _arguments(kind: type[nn.Module]) -> frozenset[str]:
-    return frozenset(signature(kind.forward).parameters)
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(forward).parameters)
