@@ -40,6 +40,8 @@ OWN_SIZES = {
     },
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 1},
     "llama4_text": {"intermediate_size_mlp": 48},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
 }  # fmt: skip
 
 

@@ -68,7 +68,9 @@ def judge(name, model, count=2):
     except ValueError as error:
         return Judgement(name, refused=str(error))
     ids, windows, apart = ids_of(name), layer_windows(model.config), 0.0
-    kinds = Counter("full" if window is None else f"sliding ({window})" for window in windows)
+    kinds = Counter("full" if window is None else f"sliding ({window})" for window in windows.values())
+    if stateful := model.config.get_text_config(decoder=True).num_hidden_layers - len(windows):
+        kinds["with a fixed state"] = stateful
     for cfg, chunk, limit in drawn(name, count):
         slow = nats(oracle_logits(model, ids, windows, cfg.n_sink, cfg.window_size), ids)
         with prepare(model), torch.inference_mode():

@@ -6,6 +6,7 @@ import torch
 from families import build, every_family
 from judge import drawn, ids_of, judge, losses_of, nats
 from oracle import oracle_logits
+from transformers import Cache
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache, layer_windows
@@ -38,6 +39,7 @@ def test_most_families_are_exact():
 
 # A kind of each: plain, experts, no rotation in some layers, several rotations, soft caps, learned sinks,
 # latent attention, finished logits.
+STATEFUL = ("qwen3_next", "olmo_hybrid") if hasattr(Cache, "update_recurrent_state") else ()
 KINDS = ("llama", "qwen3_moe", "smollm3", "gemma3_text 6", "gemma2 64", "gpt_oss 6", "deepseek_v3", "granite")
 
 
@@ -64,7 +66,7 @@ def test_rows_with_left_pads_are_as_if_alone(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS + STATEFUL)
 def test_half_precision_is_within_twice_a_plain_implementations_rounding(name, dtype):
     ids, far = ids_of(name, 60), []
     for seed in range(3):

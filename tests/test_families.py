@@ -72,7 +72,9 @@ def test_family_matches_the_naive_cache_on_its_own_code(family, n_tokens, chunk,
     ids = torch.randint(VOCAB, (1, n_tokens), generator=torch.Generator().manual_seed(n_tokens))
     pairs = "neighbours" if family in INTERLEAVED else "halves"
     with torch.inference_mode():
-        slow = reference.naive_logits(model, ids, layer_windows(model.config), n_sink, window_size, pairs)
+        slow = reference.naive_logits(
+            model, ids, [*layer_windows(model.config).values()], n_sink, window_size, pairs
+        )
         with prepare(model):
             cache = SinkCache(model.config, n_sink, window_size, position_limit=limit)
             head, tail = ids[:, : 2 * chunk], ids[:, 2 * chunk :]

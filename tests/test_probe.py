@@ -78,7 +78,7 @@ def test_queries_that_grow_with_the_position_are_refused():
 def test_window_that_the_config_does_not_say_is_refused():
     model = build("mistral sliding 6")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streamlm.cache.probe.layer_windows", lambda config: [7] * 4)
+        patch.setattr("streamlm.cache.probe.layer_windows", lambda config: dict.fromkeys(range(4), 7))
         refused(model, "lets layer 0 see through a window of 6 tokens, where its config says 7")
 
 

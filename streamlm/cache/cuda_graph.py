@@ -45,7 +45,7 @@ class CapturedStep:
         capture: makes a replay of a step; the default needs a GPU.
 
     Raises:
-        ValueError: if the cache is not full, or its rows differ.
+        ValueError: if the cache is not full, its rows differ, or layers have a state of fixed size.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class CapturedStep:
     def _check(self) -> list[int]:
         """Return where the cache lies, if a step of it can be captured or replayed."""
         state, capacity = self.cache._state, self.cache.capacity
+        if self.cache._kept_states:
+            raise ValueError("a step cannot be captured where layers have a state of fixed size")
         if state.n_seen < capacity or state.padding.pads is not None:
             raise ValueError(
                 "a step can be captured and replayed while the cache is full, and without left pads; "

@@ -31,6 +31,7 @@ class Layout:
     vocabulary: int
     dtype: str  # of the weights as they are stored
     sliding_windows: tuple[int, ...]  # one for each layer that has its own
+    state_layers: int  # of `layers`, with a state of fixed size instead of keys and values
     refused: str | None  # why SinkCache cannot serve it
     is_latent: bool  # whether keys and values come from latents, whose size is not known here
 
@@ -64,7 +65,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
     try:
         windows, refused = layer_windows(config), None
     except ValueError as error:
-        windows, refused = [], str(error)
+        windows, refused = dict.fromkeys(range(text.num_hidden_layers)), str(error)
     return Layout(
         model_type=text.model_type,
         layers=text.num_hidden_layers,
@@ -77,7 +78,8 @@ def describe_layout(config: PretrainedConfig) -> Layout:
         trained_length=getattr(text, "max_position_embeddings", None),
         vocabulary=text.vocab_size,
         dtype=str(text.dtype or torch.float32).removeprefix("torch."),
-        sliding_windows=tuple(window for window in windows if window is not None),
+        sliding_windows=tuple(window for window in windows.values() if window is not None),
+        state_layers=text.num_hidden_layers - len(windows),
         refused=refused,
         is_latent=bool(getattr(text, "kv_lora_rank", None)),
     )
@@ -85,7 +87,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
 
 def dense_bytes(layout: Layout, n_tokens: int, dtype: torch.dtype) -> int:
     """Return the bytes of all keys and values of so many tokens; sliding layers hold their window only."""
-    full = layout.layers - len(layout.sliding_windows)
+    full = layout.layers - layout.state_layers - len(layout.sliding_windows)
     held = full * n_tokens + sum(min(n_tokens, window) for window in layout.sliding_windows)
     return held * 2 * layout.kv_heads * layout.head_size * dtype.itemsize
 
@@ -95,6 +97,8 @@ def sink_cache_bytes(
 ) -> int:
     """Return the bytes of a `SinkCache`: slots of keys and values, and the sink keys as written.
 
+    A state of fixed size, which a layer may have instead, is not in it: dense caches have the same.
+
     Args:
         layout: of the model.
         cfg: what is asked.
@@ -102,7 +106,7 @@ def sink_cache_bytes(
         kv_dtype: of the windows, if quantised.
     """
     sizes = [layer_geometry(cfg, window) for window in layout.sliding_windows]
-    sizes += [cfg] * (layout.layers - len(sizes))
+    sizes += [cfg] * (layout.layers - layout.state_layers - len(sizes))
     features = layout.head_size * (kv_dtype or dtype).itemsize
     slot = 2 * (features + (SCALE_BYTES if kv_dtype == torch.int8 else 0))
     sink = 3 * layout.head_size * dtype.itemsize

@@ -197,16 +197,21 @@ def _plain_hidden(model: PreTrainedModel, logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _check_stream(model: PreTrainedModel, plain: Tensor) -> None:
-    """Refuse a model that a chunk and single tokens through a large cache lead elsewhere than one pass.
+    """Refuse a model that chunks and single tokens through a large cache lead elsewhere than one pass.
 
-    Only where rounding is too small to send a token to another expert of a mixture.
+    In half precision, rounding may send a token to another expert of a mixture. There the median token is
+    compared, and only where layers have a state of fixed size, which one chunk must hand on to the next.
     """
-    if model.dtype not in (torch.float32, torch.float64):
-        return
     cache, base = SinkCache(model.config, n_sink=2, window_size=CHECKED_TOKENS), model.base_model
+    is_exact = model.dtype in (torch.float32, torch.float64)
+    if not is_exact and not cache._kept_states:
+        return
     ids = probe_ids(model, CHECKED_TOKENS)
-    parts = [ids[:, : CHECKED_TOKENS // 2], *ids[:, CHECKED_TOKENS // 2 :].split(1, 1)]
+    first, second, rest = ids.split([4, 3, CHECKED_TOKENS - 7], dim=1)
+    parts = [first, second, *rest.split(1, 1)]
     with explained(model):
         hidden = [base(part, **cache_argument(base, cache)).last_hidden_state for part in parts]
-    if (torch.cat(hidden, dim=1) - plain).norm() > 1e-3 * plain.norm():
+    difference = torch.cat(hidden, dim=1) - plain
+    by_token = difference.norm(dim=-1) / plain.norm(dim=-1)
+    if difference.norm() > 1e-3 * plain.norm() if is_exact else by_token.median() > 0.1:
         raise Unsupported(model, "computes something else with this cache than without")

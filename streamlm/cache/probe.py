@@ -133,7 +133,7 @@ def ask_layers(model: PreTrainedModel) -> tuple[Rotary | None, ...]:
         model: as transformers has it.
 
     Returns:
-        one entry for each layer; None where a layer does not rotate.
+        one entry for each layer; None where a layer does not rotate, or does not attend.
 
     Raises:
         ValueError: if a layer does something else with positions, sees other keys than its config says, or
@@ -145,22 +145,23 @@ def ask_layers(model: PreTrainedModel) -> tuple[Rotary | None, ...]:
     still = _hear(model, 0)
     if not still.heard:
         raise Unsupported(model, "keeps attention code of its own")
-    missing = sorted(set(range(len(windows))) ^ still.heard.keys())
+    missing = sorted(windows.keys() ^ still.heard.keys())
     if missing:
         raise Unsupported(
             model, f"has layers without attention that is known here, such as layer {missing[0]}"
         )
-    for i, window in enumerate(windows):
+    for i, window in windows.items():
         _check_layer(model, i, still, window)
     moved = {position: _hear(model, position) for position in positions}
-    found: list[Rotary | None] = []
+    found: dict[int, Rotary | None] = {}
     candidates = [*_candidates(model)]
-    for i in range(len(windows)):
-        rotary = _find(model, i, still, moved, [*(r for r in found if r is not None), *candidates])
+    for i in windows:
+        known = [rotary for rotary in found.values() if rotary is not None]
+        rotary = _find(model, i, still, moved, known + candidates)
         for listener in (still, *moved.values()):
             rotary = _as_stored(model, i, listener, still, rotary)
-        found.append(rotary)
-    return tuple(found)
+        found[i] = rotary
+    return tuple(found.get(i) for i in range(model.config.get_text_config(decoder=True).num_hidden_layers))
 
 
 def _hear(model: PreTrainedModel, position: int) -> _Listener:

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 
 from streamlm.cache.attention import QUERY_BLOCK
+from streamlm.cache.kept_state import FIELDS, kept_states, load_state, state_tensors
 from streamlm.cache.layers import QuantizedLayer, SinkLayer
 from streamlm.cache.plan import ChunkPlan, DecodePlan, Padding, PassPlan
 from streamlm.cache.ring import parse_kv_dtype
@@ -30,8 +32,9 @@ UNPREPARED = (
 class SinkCache(Cache):  # type: ignore[misc]
     """A transformers cache of fixed size that keeps `n_sink` first and `window_size` most recent tokens.
 
-    It does so in every layer. A layer that by itself has a sliding window of at most that many tokens keeps
-    that window and no sinks: no layer ever sees or holds more than was asked.
+    It does so in every layer that attends. One that by itself has a sliding window of at most that many
+    tokens keeps that window and no sinks: no layer ever sees or holds more than was asked. A layer with a
+    state of fixed size instead, such as a convolution or linear attention, keeps it as transformers does.
 
     Args:
         config: of the model.
@@ -63,8 +66,8 @@ class SinkCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
         windows = layer_windows(config)
-        geometries = [layer_geometry(self.cfg, window) for window in windows]
-        self.capacity = max(cfg.capacity for cfg in geometries)
+        geometries = {i: layer_geometry(self.cfg, window) for i, window in windows.items()}
+        self.capacity = max(cfg.capacity for cfg in geometries.values())
         self._rope_limit = rope_limit(config)
         self._position_limit = max(position_limit, 2 * self.capacity)
         if self._rope_limit is not None:
@@ -82,13 +85,14 @@ class SinkCache(Cache):  # type: ignore[misc]
         self._captured_pass: PassPlan | None = None  # planned ahead, while a step is captured
         quantized = parse_kv_dtype(kv_dtype)
         make = SinkLayer if quantized is None else partial(QuantizedLayer, kv_dtype=quantized)
-        alike = Counter(geometries)
-        super().__init__(
-            layers=[
-                make(i, cfg, self._state, self._stores, alike[cfg], window is not None)
-                for i, (cfg, window) in enumerate(zip(geometries, windows, strict=True))
-            ]
-        )
+        alike = Counter(geometries.values())
+        self._sink_layers: dict[int, SinkLayer] = {
+            i: make(i, cfg, self._state, self._stores, alike[cfg], windows[i] is not None)
+            for i, cfg in geometries.items()
+        }
+        self._kept_states = kept_states(config, windows)
+        layers = {**self._sink_layers, **self._kept_states}
+        super().__init__(layers=[layers[i] for i in range(len(layers))])
 
     def _begin_pass(
         self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype, mask: Tensor | None
@@ -116,6 +120,11 @@ class SinkCache(Cache):  # type: ignore[misc]
     ) -> PassPlan:
         state = self._state
         state.padding.read(mask, state.n_seen, n_new)
+        if self._kept_states and state.padding.max:
+            raise ValueError(
+                "layers with a state of fixed size would read left pads as tokens; give the model one prompt "
+                "at a time, or prompts of one length"
+            )
         self._rebase(n_new, rotaries, dtype)
         plan = PassPlan(
             n_past=state.n_seen,
@@ -146,8 +155,8 @@ class SinkCache(Cache):  # type: ignore[misc]
         is_full = state.n_seen - state.padding.max >= self.capacity
         if is_full and state.n_seen + n_new - state.shift > self._position_limit:
             shift = state.n_seen - (self.capacity - 1)
-            for layer, rotary in zip(self.layers, rotaries, strict=True):  # one at a time, for the memory
-                if rotary is not None:
+            for i, layer in self._sink_layers.items():  # one at a time, for the memory
+                if (rotary := rotaries[i]) is not None:
                     device = layer.keys.device
                     back = torch.tensor([state.shift - shift], device=device)
                     layer.rotate_window(rotary.of_stored.to(device).by(back, dtype))
@@ -193,6 +202,8 @@ class SinkCache(Cache):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget the stream; the memory stays."""
         self._state.reset()
+        for layer in self._kept_states.values():
+            layer.reset()
         self._pass = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -202,11 +213,16 @@ class SinkCache(Cache):  # type: ignore[misc]
         pads = {} if state.padding.pads is None else {"pads": state.padding.pads.clone()}
         layers = {
             f"{i}.{name}": tensor.clone()
-            for i, layer in enumerate(self.layers)
+            for i, layer in self._sink_layers.items()
             if layer.is_initialized
             for name, tensor in layer.tensors().items()
         }
-        return {"counts": counts, **pads, **layers}
+        kept = {
+            f"{i}.{name}": tensor.clone()
+            for i, layer in self._kept_states.items()
+            for name, tensor in state_tensors(layer).items()
+        }
+        return {"counts": counts, **pads, **layers, **kept}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the stream of the cache that returned this `state_dict`, made with the same arguments.
@@ -218,7 +234,7 @@ class SinkCache(Cache):  # type: ignore[misc]
             ValueError: if it is of another geometry, kv_dtype or number of layers, or this cache is in use.
         """
         unused = {name for name in state if name not in ("counts", "pads")}
-        for i, layer in enumerate(self.layers):
+        for i, layer in self._sink_layers.items():
             if layer.is_initialized:
                 raise ValueError("a state can be loaded into a new SinkCache only; make one")
             if f"{i}.keys" not in state:
@@ -230,14 +246,22 @@ class SinkCache(Cache):  # type: ignore[misc]
                     raise ValueError(f"the state of layer {i} does not fit this SinkCache in its {name}")
                 tensor.copy_(stored)
                 unused.remove(f"{i}.{name}")
+        for i, kept in self._kept_states.items():
+            own = tuple(f"{i}.{field}." for field in FIELDS)
+            for name in filter(lambda name: name.startswith(own), sorted(unused)):
+                load_state(kept, name.removeprefix(f"{i}."), state[name])
+                unused.remove(name)
         if unused:
             raise ValueError(f"the state holds {min(unused)}, which this SinkCache does not have")
         self._state.n_seen, self._state.shift = state["counts"].tolist()
         self._state.padding = Padding.of(state.get("pads"))
 
     def _select(self, rows: Tensor) -> None:
-        for part in (*self._stores, *self.layers, self._state.padding):
+        parts: list[Any] = [*self._stores, *self._sink_layers.values(), self._state.padding]
+        for part in parts:
             part.select(rows)
+        for layer in self._kept_states.values():
+            layer.reorder_cache(rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, as beam search asks."""
@@ -249,7 +273,7 @@ class SinkCache(Cache):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times, copies side by side."""
-        batch = self.layers[0].keys.shape[0]
+        batch = self._stores[0].keys.shape[1]
         self._select(torch.arange(batch).repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
@@ -259,11 +283,17 @@ class SinkCache(Cache):  # type: ignore[misc]
             max_length: tokens to keep; negative: tokens to forget.
 
         Raises:
-            ValueError: if the window already dropped tokens that the shorter stream would see.
+            ValueError: if the window already dropped tokens that the shorter stream would see, or a layer has
+                a state of fixed size, which cannot go back.
         """
         n_seen = self._state.n_seen
         kept = n_seen + max_length if max_length <= 0 else min(max_length, n_seen)
-        smallest = min(layer.cfg.capacity for layer in self.layers)
+        smallest = min(layer.cfg.capacity for layer in self._sink_layers.values())
+        if kept < n_seen and self._kept_states:
+            raise ValueError(
+                f"SinkCache cannot go back from {n_seen} to {kept} tokens: the model has layers with a state "
+                "of fixed size, which knows no earlier one; decode without an assistant"
+            )
         if kept < n_seen and n_seen - self._state.padding.min > smallest:
             raise ValueError(
                 f"SinkCache cannot go back from {n_seen} to {kept} tokens: the window has dropped what the "
@@ -278,23 +308,25 @@ class SinkCache(Cache):  # type: ignore[misc]
 
     @property
     def mean_held(self) -> float:
-        """Tokens held in the mean over all layers, of the row that holds most; whole if all hold as many."""
-        held = [self._held(layer.cfg.capacity) for layer in self.layers]
+        """Mean of the tokens held over the layers that attend, in the row that holds most; whole if it is."""
+        held = [self._held(layer.cfg.capacity) for layer in self._sink_layers.values()]
         mean = sum(held) / len(held)
         return int(mean) if mean.is_integer() else mean
 
     @property
     def geometries(self) -> list[tuple[StreamConfig, int]]:
-        """What layers keep, and how many layers keep that."""
-        return list(Counter(layer.cfg for layer in self.layers).items())
+        """What the layers that attend keep, and how many of them keep that."""
+        return list(Counter(layer.cfg for layer in self._sink_layers.values()).items())
 
     def _held(self, capacity: int) -> int:
         return min(self._state.n_seen - self._state.padding.min, capacity)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in memory: keys and values of every slot, and the unrotated sink keys."""
-        return sum(part.nbytes for part in (*self._stores, *self.layers))
+        """Bytes in memory: keys, values, the unrotated sink keys, and states of fixed size."""
+        states = [tensor for layer in self._kept_states.values() for tensor in state_tensors(layer).values()]
+        parts: list[Any] = [*self._stores, *self._sink_layers.values(), *states]
+        return sum(part.nbytes for part in parts)
 
 
 def layer_geometry(cfg: StreamConfig, window: int | None) -> StreamConfig:
@@ -309,8 +341,11 @@ def layer_geometry(cfg: StreamConfig, window: int | None) -> StreamConfig:
     return StreamConfig(n_sink=0, window_size=window)
 
 
-def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """Return the sliding window of every layer's own, in tokens, or None for full attention.
+def layer_windows(config: PretrainedConfig) -> dict[int, int | None]:
+    """Return the sliding window of every attending layer's own, in tokens, or None for full attention.
+
+    Returns:
+        by the index of the layer; one with a state of fixed size is not there.
 
     Raises:
         ValueError: if a layer is of another type, or the positions are not rotary with fixed frequencies.
@@ -319,15 +354,29 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
     window = getattr(config, "sliding_window", None)
     default = "full_attention" if window is None else "sliding_attention"
     types = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
-    unknown = set(types) - {"full_attention", "sliding_attention"}
+    unknown = set(types) - {"full_attention", "sliding_attention", *STATEFUL}
     if unknown:
         raise ValueError(_unknown(config, f"layers of type {', '.join(sorted(unknown))}"))
+    if STATEFUL.issuperset(types):
+        raise ValueError(
+            f"every layer of {config.model_type} has a state of fixed size and none attends, so there is "
+            "nothing that a SinkCache would bound"
+        )
+    if STATEFUL & set(types) and not hasattr(Cache, "update_recurrent_state"):
+        raise ValueError(
+            f"layers with a state of fixed size, such as those of {config.model_type}, need a newer "
+            f"transformers than {transformers.__version__}; 5.24.0 will do"
+        )
     rope_types = {rope.get("rope_type", "default") for rope in rope_settings(config)}
     if not rope_types or getattr(config, "alibi", False):
         raise ValueError(_unknown(config, "positions, which are not rotary,"))
     if other := rope_types - {*LENGTH_INDEPENDENT}:
         raise ValueError(_unknown(config, f"rope type {', '.join(sorted(map(repr, other)))}"))
-    return [window if layer_type == "sliding_attention" else None for layer_type in types]
+    return {
+        i: window if layer_type == "sliding_attention" else None
+        for i, layer_type in enumerate(types)
+        if layer_type not in STATEFUL
+    }
 
 
 def _unknown(config: PretrainedConfig, what: str) -> str:
@@ -356,9 +405,10 @@ def rope_limit(config: PretrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
+STATEFUL = {"conv", "linear_attention"}  # types of layers with a state of fixed size
 LENGTH_INDEPENDENT = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 SUPPORTED = (
     "supported are models with rotary positions of fixed frequencies "
-    f"(rope types {', '.join(LENGTH_INDEPENDENT)}) and full or sliding attention in every layer, "
+    f"(rope types {', '.join(LENGTH_INDEPENDENT)}) and full or sliding attention, "
     "such as Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3, gpt-oss and GPT-NeoX / Pythia"
 )

@@ -84,11 +84,15 @@ def _verdict(model_dir: Path, layout: "Layout", check: bool) -> str:
 
 
 def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any], verdict: str) -> list[str]:
-    sliding = len(layout.sliding_windows)
+    kinds = {
+        "a sliding window": len(layout.sliding_windows),
+        "a state of fixed size, which is not counted here": layout.state_layers,
+    }
+    special = [f"{count} of them with {kind}" for kind, count in kinds.items() if count]
     theta = "" if layout.rotary_theta is None else f", base {layout.rotary_theta:,.0f}"
     about = {
         "model": f"{model_name}, a {layout.model_type}",
-        "layers": f"{layout.layers}" + (f", {sliding} of them with a sliding window" if sliding else ""),
+        "layers": ", ".join([str(layout.layers), *special]),
         "heads": f"{layout.heads} of queries, {layout.kv_heads} of keys and values; size {layout.head_size}",
         "rotary": f"{layout.rotary}{theta}, {layout.rotary_size} of {layout.head_size} features of a head",
         "trained to": f"{layout.trained_length:,} positions" if layout.trained_length else "not known",

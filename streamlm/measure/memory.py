@@ -5,20 +5,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import Cache
 
+from streamlm.cache.kept_state import FIELDS, state_tensors
 from streamlm.cache.sink_cache import SinkCache
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def held_bytes(cache: Cache | None) -> int:
-    """Return the bytes of keys and values that a cache holds, our untouched sinks included; 0 without one."""
+    """Return the bytes that a cache holds, our untouched sinks included; 0 without one."""
     if cache is None:
         return 0
     if isinstance(cache, SinkCache):
         return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    held: list[Tensor] = []
+    for layer in cache.layers:
+        is_kept = hasattr(layer, FIELDS[0])
+        held += state_tensors(layer).values() if is_kept else (layer.keys, layer.values)
+    return sum(tensor.nbytes for tensor in held)
 
 
 def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:

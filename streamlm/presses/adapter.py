@@ -25,7 +25,7 @@ Layer = tuple[Tensor, Tensor]  # keys and values, (B, Hkv, T, D)
 def check_model(model: PreTrainedModel) -> None:
     """Raise ValueError unless presses can be compared on `model`."""
     if model.config.model_type not in FAMILIES or any(
-        window is not None for window in layer_windows(model.config)
+        window is not None for window in layer_windows(model.config).values()
     ):
         raise ValueError(
             f"presses cannot be compared on {type(model).__name__}; they can on models of the types "

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from huggingface_hub import constants, set_client_factory, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
@@ -29,7 +28,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source
-from streamlm.sources.hub_errors import OTHERWISE, explain
+from streamlm.sources.hub_errors import OTHERWISE, explain, http
 
 _MODEL_FILES = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -181,14 +180,14 @@ def explained(repo: str, revision: str) -> Iterator[None]:
         raise ValueError(f"cannot fetch {repo} at {revision} from {explain(error)}") from error
 
 
-def _limited_client() -> httpx.Client:
+def _limited_client() -> Any:
     client = default_client_factory()
     client.event_hooks["request"].append(_limit_wait)
     return client
 
 
-def _limit_wait(request: httpx.Request) -> None:
+def _limit_wait(request: Any) -> None:
     """Give a request without a time limit that of a download, so that a silent hub cannot block a job."""
     limits: dict[str, Any] = request.extensions.get("timeout", {})
     if limits.get("read") is None:
-        request.extensions["timeout"] = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()
+        request.extensions["timeout"] = http.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()

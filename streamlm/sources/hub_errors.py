@@ -1,20 +1,25 @@
 """Explain errors of a hub's clients in one line: what failed and what to do about it."""
 
 import errno
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import httpx
+import huggingface_hub
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+# The client whose errors huggingface_hub lets through; from 2.0 on another one.
+http = importlib.import_module("httpx" if huggingface_hub.__version__.startswith("1.") else "httpx2")
 
 _DEFAULT = "or run the packaged default experiment (config.yaml), which needs no hub"
 OTHERWISE = f"use a mirror (HF_ENDPOINT) or a filled cache (HF_HOME with HF_HUB_OFFLINE=1), {_DEFAULT}"
 
 
 def explain(error: Exception) -> str:
-    """Return "ENDPOINT: what failed; remedy" for an error of huggingface_hub, httpx, datasets or pyarrow."""
+    """Return "ENDPOINT: what failed; remedy" for an error of huggingface_hub, datasets or their clients."""
     for cause in _causes(error):
         if found := _known(cause):
             reason, remedy = found
@@ -45,27 +50,27 @@ def _known(error: BaseException) -> tuple[str, str] | None:
             return None  # the local copy is missing too; the cause says why it was needed
         case HfHubHTTPError():
             return _status(error.response)
-        case httpx.TimeoutException():
+        case http.TimeoutException():
             return (
                 f"it sent nothing for {constants.HF_HUB_DOWNLOAD_TIMEOUT} s",
                 "try again, or wait longer with HF_HUB_DOWNLOAD_TIMEOUT",
             )
-        case httpx.UnsupportedProtocol():
+        case http.UnsupportedProtocol():
             return "this is not an address", "start HF_ENDPOINT with https://"
-        case httpx.ConnectError() if "SSL" in str(error):
+        case http.ConnectError() if "SSL" in str(error):
             return f"its certificate is refused ({error})", "set SSL_CERT_FILE to the one to trust"
-        case httpx.ConnectError():
+        case http.ConnectError():
             return "no server answers there", "check the network and HF_ENDPOINT, and try again"
         case OSError(errno=errno.ENOSPC):
             return "the disk of this machine is full", "free some space, and try again"
-        case httpx.HTTPError():
+        case http.HTTPError():
             return f"the connection broke off ({error})", "try again: complete files are kept"
         case OSError() if "Consistency check failed" in str(error):
             return "a file has another size than announced", "try again"
     return None
 
 
-def _status(response: httpx.Response) -> tuple[str, str]:
+def _status(response: Any) -> tuple[str, str]:
     what = f"{response.status_code} {response.reason_phrase} for {response.url.path}"
     match response.status_code:
         case 401 | 403:
