@@ -64,7 +64,7 @@ def judge(name, model, count=2):
     """Compare a model with the oracle on `count` drawn geometries; ValueError of one line refuses it."""
     try:
         with prepare(model):
-            rotation = describe_rotations(model.base_model.rotaries)
+            rotation = describe_rotations(model)
     except ValueError as error:
         return Judgement(name, refused=str(error))
     ids, windows, apart = ids_of(name), layer_windows(model.config), 0.0

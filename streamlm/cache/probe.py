@@ -8,7 +8,7 @@ does with positions, and by nothing else.
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -316,9 +316,10 @@ def is_close(expected: Tensor, got: Tensor) -> bool:
     return bool((expected.double() - got.double()).abs().max() <= _tolerance(got.dtype) * got.abs().max())
 
 
-def describe_rotations(rotaries: Sequence[Rotary | None]) -> str:
-    """Return in words how many layers rotate how."""
-    counts = Counter(map(_describe_rotation, rotaries))
+def describe_rotations(model: PreTrainedModel) -> str:
+    """Return in words how many layers of a prepared model rotate how, of those that attend."""
+    attending = layer_windows(model.config)
+    counts = Counter(_describe_rotation(model.base_model.rotaries[i]) for i in attending)
     return "; ".join(f"{how} ({count} layer{'s'[: count - 1]})" for how, count in counts.items())
 
 

@@ -364,8 +364,8 @@ def layer_windows(config: PretrainedConfig) -> dict[int, int | None]:
         )
     if STATEFUL & set(types) and not hasattr(Cache, "update_recurrent_state"):
         raise ValueError(
-            f"layers with a state of fixed size, such as those of {config.model_type}, need a newer "
-            f"transformers than {transformers.__version__}; 5.24.0 will do"
+            f"transformers {transformers.__version__} keeps a state of fixed size, such as layers of "
+            f"{config.model_type} have, in caches of its own only; 5.24.0 lets a SinkCache keep most of them"
         )
     rope_types = {rope.get("rope_type", "default") for rope in rope_settings(config)}
     if not rope_types or getattr(config, "alibi", False):

@@ -80,7 +80,7 @@ def _verdict(model_dir: Path, layout: "Layout", check: bool) -> str:
         model = load_model(model_dir, dtype=parse_dtype(layout.dtype))
     except ValueError as error:
         return f"refuses it: {error}"
-    return f"exact; {describe_rotations(model.base_model.rotaries)}"
+    return f"exact; {describe_rotations(model)}"
 
 
 def _layout_lines(layout: "Layout", model_name: Path, costs: Mapping[str, Any], verdict: str) -> list[str]:
