@@ -1,5 +1,6 @@
 """The `streamlm` command: its parts, its help, and what its exit status means."""
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -68,6 +69,7 @@ for panel, function, example in (
 
 def main() -> None:
     """Run the command; a fault is one line on stderr, and a status of its own."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it warns of is checked here
     warnings.formatwarning = lambda message, *_, **__: f"streamlm: {message}\n"  # without our source line
     try:
         sys.exit(app(standalone_mode=False, prog_name="streamlm"))

@@ -33,6 +33,13 @@ def test_family_is_exact_or_refused_in_one_line(name):
         assert found.nats < 1e-3
 
 
+@pytest.mark.parametrize("name", sorted(families.EXACT & {*every_family()}))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exact_family_is_taken_in_half_precision_too(name, dtype):
+    with prepare(built(name).to(dtype)):
+        pass
+
+
 def test_most_families_are_exact():
     assert len(families.EXACT) >= 64
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from command import only_line, streamlm
+from command import only_line, streamlm, streamlm_alone
 from families import build
 from judge import judge
 from tiny_model import byte_tokenizer, write_tiny_model
@@ -66,6 +66,21 @@ def test_config_that_cannot_be_read_is_refused_in_one_line(tmp_path, name):
         assert perplexity(done.stdout) == perplexity(as_written)
     else:
         assert "model" in only_line(done)
+
+
+@pytest.mark.parametrize("name", ["falcon", "gptq"])
+def test_one_line_is_all_that_a_terminal_shows(tmp_path, name):
+    folder = tmp_path / "model"
+    if name == "falcon":
+        build(name).save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+    else:
+        config = json.loads((write_tiny_model(folder) / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | CHANGES[name]))
+    np.save(tmp_path / "ids.npy", np.arange(60) % 50)
+    options = ("--model-name", folder, "--tokens", "ids.npy", "--n-sink", 2, "--window-size", 9)
+    line = only_line(streamlm_alone(tmp_path, "evaluate", *options))
+    assert ("attention code of its own" if name == "falcon" else "take its unquantised weights") in line
 
 
 @pytest.mark.parametrize("family", ["falcon", "mpt", "gpt2", "gemma3n_text", "llama4_text"])

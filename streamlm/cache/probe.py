@@ -251,6 +251,9 @@ def _candidates(model: PreTrainedModel) -> Iterator[Rotary]:
             is_new = isinstance(tensor, Tensor) and not any(tensor is other for other in found)
             if "inv_freq" in name and "original" not in name and is_new and tensor.ndim == 1:
                 found.append(tensor)
+        compute = getattr(module, "rope_init_fn", None)
+        if callable(compute) and getattr(module, "rope_type", None) == "default":
+            found.append(compute(module.config)[0].to(model.device))  # anew in every pass, as PhiMoE does
     for tensor in found:
         for interleaved in (False, True):
             for is_last in (False, True):
@@ -343,6 +346,7 @@ def check_attention(model: PreTrainedModel) -> None:
 
     Each layer is compared by itself: in half precision, the output of the whole model can hide a wrong layer;
     and where rounding changes which experts a token is sent to, it differs although every layer is right.
+    Both compute in float32 at least, where large scores are not rounded to other weights.
     """
     windows, wrong = layer_windows(model.config), dict[int, float]()
 
@@ -353,16 +357,14 @@ def check_attention(model: PreTrainedModel) -> None:
         cfg = StreamConfig(n_sink=0, window_size=windows[module.layer_idx] or n_tokens)
         tokens = torch.arange(n_tokens, device=device)
         hidden = ~streaming_mask(tokens, tokens, cfg)
-        bias = torch.zeros(1, 1, n_tokens, n_tokens, dtype=query.dtype, device=device)
-        bias.masked_fill_(hidden, torch.finfo(query.dtype).min)
-        own: Tensor = _own_attention(module)(module, query, key, value, bias, dropout=0.0, **options)[0]
-        plan = plan_attention(
-            cfg, None, device, n_past=0, n_new=n_tokens, dtype=torch.promote_types(query.dtype, torch.float32)
-        )
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        bias = torch.zeros(1, 1, n_tokens, n_tokens, dtype=dtype, device=device)
+        bias.masked_fill_(hidden, torch.finfo(dtype).min)
+        states = query.to(dtype), key.to(dtype), value.to(dtype)
+        own: Tensor = _own_attention(module)(module, *states, bias, dropout=0.0, **options)[0]
+        plan = plan_attention(cfg, None, device, n_past=0, n_new=n_tokens, dtype=dtype)
         ours = attend(
-            query,
-            key,
-            value,
+            *states,
             plan,
             options["scaling"],
             softcap=options.get("softcap"),
@@ -370,7 +372,7 @@ def check_attention(model: PreTrainedModel) -> None:
         ).transpose(1, 2)
         if not is_close(own, ours):
             wrong[module.layer_idx] = float((own - ours).abs().max())
-        return own
+        return own.to(query.dtype)
 
     with _asking(model, attention), explained(model):
         model.base_model(probe_ids(model, CHECKED_TOKENS), use_cache=False)
