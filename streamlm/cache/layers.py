@@ -195,9 +195,10 @@ class QuantizedLayer(SinkLayer):
 
     def _decode(self, key: Tensor, value: Tensor, plan: DecodePlan) -> tuple[Tensor, Tensor]:
         n_sink, seen = self.cfg.n_sink, []
-        slot = torch.as_tensor(plan.slot, device=key.device) - n_sink
+        slot = plan.slot - n_sink
+        at = torch.full((1,), slot, device=key.device) if isinstance(slot, int) else slot
         for sinks, ring, new in zip((self.keys, self.values), self.rings, (key, value), strict=True):
-            ring.put(slot if slot.ndim else slot[None], new)
+            ring.put(at, new)
             seen.append(torch.cat((sinks, ring.read(plan.n_held - n_sink)), dim=2))
         return seen[0], seen[1]
 

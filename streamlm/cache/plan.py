@@ -135,7 +135,8 @@ class PassPlan:
         slot: int | Tensor
         if padding.pads is None:
             slot = slot_of(self.n_past, cfg)
-            nearer = torch.tensor([self.n_past - min(self.n_past, last) - self.shift], device=device)
+            # Filled where it is: to make it of a list would copy it from the host.
+            nearer = torch.full((1,), self.n_past - min(self.n_past, last) - self.shift, device=device)
         else:
             position = self.n_past - padding.pads.to(device)  # (B,)
             slot = slot_of(position, cfg)[:, None]
@@ -144,7 +145,7 @@ class PassPlan:
                 visible = (torch.arange(n_held, device=device) <= position[:, None])[:, None, None]
         rotation = None
         if cfg.n_sink and rotary is not None:
-            rotation = rotary.of_stored.to(device).by(nearer[:, None, None], self.dtype)
+            rotation = rotary.to(device).of_stored.by(nearer[:, None, None], self.dtype)
         return DecodePlan(slot, n_held, visible, rotation)
 
     def _chunk(self, cfg: StreamConfig, rotary: Rotary | None, device: torch.device) -> ChunkPlan:

@@ -1,6 +1,6 @@
 """Rotary positions: rotate queries and keys by a number of positions."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ class Rotary:
     first: int = 0  # of the features that rotate: 0, or D - 2R where they are the last ones
     # Whether what rotates of the keys is stored by itself, as values, beside latents (DeepSeek from 5.24 on).
     is_apart: bool = False
+    _on: dict[torch.device, "Rotary"] = field(
+        default_factory=dict, init=False, repr=False
+    )  # copies elsewhere
 
     @property
     def of_stored(self) -> "Rotary":
@@ -82,5 +85,9 @@ class Rotary:
         return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.interleaved, self.first)
 
     def to(self, device: torch.device) -> "Rotary":
-        """Return the same on another device."""
-        return replace(self, inv_freq=self.inv_freq.to(device))
+        """Return the same on a device; it is copied to another one only once."""
+        if device == self.inv_freq.device:
+            return self
+        if device not in self._on:
+            self._on[device] = replace(self, inv_freq=self.inv_freq.to(device))
+        return self._on[device]

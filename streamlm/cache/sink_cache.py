@@ -158,8 +158,8 @@ class SinkCache(Cache):  # type: ignore[misc]
             for i, layer in self._sink_layers.items():  # one at a time, for the memory
                 if (rotary := rotaries[i]) is not None:
                     device = layer.keys.device
-                    back = torch.tensor([state.shift - shift], device=device)
-                    layer.rotate_window(rotary.of_stored.to(device).by(back, dtype))
+                    back = torch.full((1,), state.shift - shift, device=device)
+                    layer.rotate_window(rotary.to(device).of_stored.by(back, dtype))
             state.shift = shift
         end = state.n_seen + n_new - state.shift
         if self._rope_limit is not None and end > self._rope_limit:
