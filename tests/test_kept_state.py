@@ -16,7 +16,7 @@ from streamlm.cache.sink_cache import SinkCache, layer_windows
 from streamlm.measure.memory import held_bytes
 
 NAMES = ("lfm2 convolutions", "qwen3_next", "qwen3_5_text", "olmo_hybrid")
-IS_THERE = hasattr(Cache, "update_recurrent_state")
+IS_THERE = hasattr(Cache, "get_recurrent_state")
 newer = pytest.mark.skipif(not IS_THERE, reason="transformers keeps no such state in a cache of any kind")
 
 

@@ -51,7 +51,7 @@ def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
             )
     except Exception as error:  # what reads weights is chosen by the config: quantisers raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        is_quantised = "quantization_config" in (Path(folder) / "config.json").read_text(encoding="utf-8")
+        is_quantised = "quantization_config" in (Path(folder) / "config.json").read_text("utf-8", "replace")
         remedy = "take its unquantised weights" if is_quantised else "fetch or convert it again"
         raise ValueError(f"the model in {folder} cannot be read: {reason}; {remedy}") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):

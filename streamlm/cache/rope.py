@@ -52,9 +52,8 @@ class Rotary:
     first: int = 0  # of the features that rotate: 0, or D - 2R where they are the last ones
     # Whether what rotates of the keys is stored by itself, as values, beside latents (DeepSeek from 5.24 on).
     is_apart: bool = False
-    _on: dict[torch.device, "Rotary"] = field(
-        default_factory=dict, init=False, repr=False
-    )  # copies elsewhere
+    # Copies on other devices.
+    _on: dict[torch.device, "Rotary"] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def of_stored(self) -> "Rotary":

@@ -362,7 +362,7 @@ def layer_windows(config: PretrainedConfig) -> dict[int, int | None]:
             f"every layer of {config.model_type} has a state of fixed size and none attends, so there is "
             "nothing that a SinkCache would bound"
         )
-    if STATEFUL & set(types) and not hasattr(Cache, "update_recurrent_state"):
+    if STATEFUL & set(types) and not hasattr(Cache, "get_recurrent_state"):
         raise ValueError(
             f"transformers {transformers.__version__} keeps a state of fixed size, such as layers of "
             f"{config.model_type} have, in caches of its own only; 5.24.0 lets a SinkCache keep most of them"

@@ -1,0 +1,107 @@
+"""Which product is fastest for the linear layers of a model, by rows: `python benchmarks/products.py`.
+
+Each way multiplies the same rows with all weights of SmolLM2-135M (random numbers; 538 MB in float32, so that
+no cache holds them), in turns, so that a busy machine slows all. Printed are milliseconds, and the ratio to
+torch's own `linear`, median [least, most] over the turns; more is faster.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.mkldnn import MkldnnLinear
+from tqdm import tqdm
+
+from streamlm.provenance import processor_name
+
+HIDDEN, HEADS, WIDE, LAYERS, VOCAB = 576, 192, 1536, 30, 49_152
+SHAPES = [  # (out, in)
+    *[(HIDDEN, HIDDEN), (HEADS, HIDDEN), (HEADS, HIDDEN), (HIDDEN, HIDDEN)] * LAYERS,
+    *[(WIDE, HIDDEN), (WIDE, HIDDEN), (HIDDEN, WIDE)] * LAYERS,
+    (VOCAB, HIDDEN),
+]
+
+
+def split_rows_first(x: Tensor, weight: Tensor, n_blocks: int = 16) -> Tensor:
+    """Return x (R, I) times a weight (O, I), as a batch of products x with blocks of the weight's rows."""
+    blocks = weight.unflatten(0, (n_blocks, -1)).mT
+    return torch.bmm(x[None].expand(n_blocks, -1, -1), blocks).transpose(0, 1).flatten(1)
+
+
+def split_weight_first(x: Tensor, weight: Tensor, n_blocks: int = 2) -> Tensor:
+    """Return the same with the weight first: blocks times x, transposed."""
+    blocks = weight.unflatten(0, (n_blocks, -1))
+    return torch.bmm(blocks, x.t()[None].expand(n_blocks, -1, -1)).flatten(0, 1).t()
+
+
+def by_onednn(layer: MkldnnLinear):
+    """Return the product by a layer of oneDNN."""
+    return lambda x, _: layer(x)
+
+
+def ways(weights: list[Tensor]):
+    """Return for each way the product of every weight."""
+
+    def dense(weight):
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return layer
+
+    onednn = [by_onednn(MkldnnLinear(dense(weight), weight.dtype)) for weight in weights]
+    return {
+        "linear": [torch.nn.functional.linear] * len(weights),
+        "split, rows first": [split_rows_first] * len(weights),
+        "split, weight first": [split_weight_first] * len(weights),
+        "oneDNN": onednn,
+    }
+
+
+@torch.inference_mode()
+def time_once(products, weights, rows) -> float:
+    """Return the seconds of all products."""
+    start = time.perf_counter()
+    for product, weight in zip(products, weights, strict=True):
+        product(rows[weight.shape[1]], weight)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a table for each number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 128, 256, 1024])
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    weights = [torch.randn(shape) / shape[1] ** 0.5 for shape in SHAPES]
+    all_ways = ways(weights)
+    n_flop = 2 * sum(weight.numel() for weight in weights)
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
+    print(f"all weights of SmolLM2-135M, {sum(w.nbytes for w in weights) / 1e6:.0f} MB")
+    for n_rows in args.rows:
+        rows = {size: torch.randn(n_rows, size) for size in (HIDDEN, WIDE)}
+        expected = [weight.double() @ rows[weight.shape[1]].double().T for weight in weights[:8]]
+        for products in all_ways.values():
+            for product, weight, right in zip(products, weights, expected, strict=False):
+                torch.testing.assert_close(
+                    product(rows[weight.shape[1]], weight).double().T, right, rtol=0, atol=1e-4
+                )
+        repeats = max(3, args.repeats if n_rows < 64 else args.repeats // 2)
+        taken = {name: [] for name in all_ways}
+        for _ in tqdm(range(repeats + 1), desc=f"{n_rows} rows", leave=False):
+            for name, products in all_ways.items():
+                taken[name].append(time_once(products, weights, rows))
+        print(f"\n{n_rows} rows")
+        base = np.array(taken["linear"][1:])  # the first turn warms up
+        for name, seconds in taken.items():
+            own = np.array(seconds[1:])
+            ratio = base / own
+            print(
+                f"{name:<20} {1e3 * np.median(own):8.1f} ms {n_rows * n_flop / np.median(own) / 1e9:6.0f} GFLOP/s"
+                f"  {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+            )
+
+
+if __name__ == "__main__":
+    main()
