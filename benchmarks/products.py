@@ -97,10 +97,9 @@ def main() -> None:
         for name, seconds in taken.items():
             own = np.array(seconds[1:])
             ratio = base / own
-            print(
-                f"{name:<20} {1e3 * np.median(own):8.1f} ms {n_rows * n_flop / np.median(own) / 1e9:6.0f} GFLOP/s"
-                f"  {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
-            )
+            speed = n_rows * n_flop / np.median(own) / 1e9
+            gain = f"{np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+            print(f"{name:<20} {1e3 * np.median(own):8.1f} ms {speed:6.0f} GFLOP/s  {gain}")
 
 
 if __name__ == "__main__":
