@@ -1,6 +1,7 @@
 """Rotary positions: rotate queries and keys by a number of positions."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -52,8 +53,6 @@ class Rotary:
     first: int = 0  # of the features that rotate: 0, or D - 2R where they are the last ones
     # Whether what rotates of the keys is stored by itself, as values, beside latents (DeepSeek from 5.24 on).
     is_apart: bool = False
-    # Copies on other devices.
-    _on: dict[torch.device, "Rotary"] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def of_stored(self) -> "Rotary":
@@ -85,8 +84,9 @@ class Rotary:
 
     def to(self, device: torch.device) -> "Rotary":
         """Return the same on a device; it is copied to another one only once."""
-        if device == self.inv_freq.device:
-            return self
-        if device not in self._on:
-            self._on[device] = replace(self, inv_freq=self.inv_freq.to(device))
-        return self._on[device]
+        return self if device == self.inv_freq.device else _copied(self, device)
+
+
+@lru_cache
+def _copied(rotary: Rotary, device: torch.device) -> Rotary:
+    return replace(rotary, inv_freq=rotary.inv_freq.to(device))
