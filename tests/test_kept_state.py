@@ -9,10 +9,10 @@ from transformers import Cache
 
 import streamlm.cache.sink_cache
 from streamlm.cache.cuda_graph import CapturedStep
-from streamlm.cache.footprint import describe_layout
+from streamlm.cache.footprint import dense_bytes, describe_layout
 from streamlm.cache.kept_state import kept_states
 from streamlm.cache.prepare import prepare
-from streamlm.cache.sink_cache import SinkCache, layer_windows
+from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.memory import held_bytes
 
 NAMES = ("lfm2 convolutions", "qwen3_next", "qwen3_5_text", "olmo_hybrid")
@@ -30,6 +30,14 @@ def feed(model, cache, ids, sizes=(7, 3)):
     first, second, rest = ids.split([*sizes, ids.shape[1] - sum(sizes)], dim=1)
     parts = [first, second, *rest.split(1, 1)]
     return torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("name", NAMES[:3])  # which every version has
+def test_layers_with_a_state_hold_no_keys(name):
+    layout = describe_layout(build(name).config)
+    attending = 2 if name == "lfm2 convolutions" else 1
+    assert layout.layers - layout.state_layers == attending
+    assert dense_bytes(layout, 1, torch.float32) == attending * 2 * layout.kv_heads * layout.head_size * 4
 
 
 @pytest.mark.skipif(IS_THERE, reason="this transformers can")
@@ -153,9 +161,7 @@ def test_state_that_a_chunk_does_not_hand_on_is_noticed(monkeypatch, name, dtype
 @newer
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_are_those_held(name):
-    model = build(name)
-    layout, ids = describe_layout(model.config), ids_of("x")[None]
-    assert layout.state_layers == model.config.num_hidden_layers - len(layer_windows(model.config))
+    model, ids = build(name), ids_of("x")[None]
     plain = held_bytes(model(ids, use_cache=True)["cache"])
     with prepare(model), torch.inference_mode():
         cache = SinkCache(model.config, 0, 28)

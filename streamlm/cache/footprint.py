@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from streamlm.cache.sink_cache import layer_geometry, layer_windows, rope_settings
+from streamlm.cache.sink_cache import STATEFUL, layer_geometry, layer_windows, rope_settings
 from streamlm.config import StreamConfig
 from streamlm.records.types import Record
 
@@ -65,7 +65,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
     try:
         windows, refused = layer_windows(config), None
     except ValueError as error:
-        windows, refused = dict.fromkeys(range(text.num_hidden_layers)), str(error)
+        windows, refused = {}, str(error)
     return Layout(
         model_type=text.model_type,
         layers=text.num_hidden_layers,
@@ -79,7 +79,7 @@ def describe_layout(config: PretrainedConfig) -> Layout:
         vocabulary=text.vocab_size,
         dtype=str(text.dtype or torch.float32).removeprefix("torch."),
         sliding_windows=tuple(window for window in windows.values() if window is not None),
-        state_layers=text.num_hidden_layers - len(windows),
+        state_layers=sum(kind in STATEFUL for kind in getattr(text, "layer_types", None) or ()),
         refused=refused,
         is_latent=bool(getattr(text, "kv_lora_rank", None)),
     )
