@@ -8,7 +8,7 @@ from playwright.sync_api import sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage")
-PATIENCE_MS = 60_000  # for any answer
+PATIENCE_MS = 600_000  # for any answer: drawn in software, on a busy machine, a picture takes minutes
 LINKS = "[...document.querySelectorAll('nav a')]"
 ROWS = "[...document.querySelectorAll('nav tbody tr')]"
 LOCAL = ("file:", "data:", "blob:", "about:")
