@@ -44,9 +44,9 @@ def test_most_families_are_exact():
     assert len(families.EXACT) >= 64
 
 
+STATEFUL = ("qwen3_next", "olmo_hybrid") if hasattr(Cache, "get_recurrent_state") else ()
 # A kind of each: plain, experts, no rotation in some layers, several rotations, soft caps, learned sinks,
 # latent attention, finished logits.
-STATEFUL = ("qwen3_next", "olmo_hybrid") if hasattr(Cache, "get_recurrent_state") else ()
 KINDS = ("llama", "qwen3_moe", "smollm3", "gemma3_text 6", "gemma2 64", "gpt_oss 6", "deepseek_v3", "granite")
 
 

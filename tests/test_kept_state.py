@@ -78,6 +78,15 @@ def test_state_of_another_model_is_refused(model):
 
 
 @newer
+def test_state_without_a_layer_is_refused(model):
+    cache = SinkCache(model.config, 2, 6)
+    feed(model, cache, ids_of("x")[None])
+    state = {name: tensor for name, tensor in cache.state_dict().items() if not name.startswith("0.")}
+    with pytest.raises(ValueError, match="the state has no layer 0; it was made for another model"):
+        SinkCache(model.config, 2, 6).load_state_dict(state)
+
+
+@newer
 def test_rows_follow_selection(model):
     ids, cache = torch.stack([ids_of("x"), ids_of("longer")]), SinkCache(model.config, 2, 6)
     feed(model, cache, ids)

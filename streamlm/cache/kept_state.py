@@ -27,11 +27,11 @@ def kept_states(config: PretrainedConfig, attending: Container[int]) -> dict[int
 
 
 def state_tensors(layer: Any) -> dict[str, Tensor]:
-    """Return all that such a layer holds, by name."""
+    """Return all that such a layer holds, by name; of a layer that attends, nothing."""
     return {
         f"{field}.{i}": tensor
         for field in FIELDS
-        for i, tensor in getattr(layer, field).items()
+        for i, tensor in getattr(layer, field, {}).items()
         if tensor is not None
     }
 

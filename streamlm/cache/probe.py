@@ -253,7 +253,7 @@ def _candidates(model: PreTrainedModel) -> Iterator[Rotary]:
                 found.append(tensor)
         compute = getattr(module, "rope_init_fn", None)
         if callable(compute) and getattr(module, "rope_type", None) == "default":
-            found.append(compute(module.config)[0].to(model.device))  # anew in every pass, as PhiMoE does
+            found.append(compute(module.config)[0].to(model.device))  # PhiMoE computes them in every pass
     for tensor in found:
         for interleaved in (False, True):
             for is_last in (False, True):

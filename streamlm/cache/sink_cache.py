@@ -248,7 +248,10 @@ class SinkCache(Cache):  # type: ignore[misc]
                 unused.remove(f"{i}.{name}")
         for i, kept in self._kept_states.items():
             own = tuple(f"{i}.{field}." for field in FIELDS)
-            for name in filter(lambda name: name.startswith(own), sorted(unused)):
+            names = sorted(name for name in unused if name.startswith(own))
+            if not names:
+                raise ValueError(f"the state has no layer {i}; it was made for another model")
+            for name in names:
                 load_state(kept, name.removeprefix(f"{i}."), state[name])
                 unused.remove(name)
         if unused:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from streamlm.cache.kept_state import FIELDS, state_tensors
+from streamlm.cache.kept_state import state_tensors
 from streamlm.cache.sink_cache import SinkCache
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -22,8 +22,8 @@ def held_bytes(cache: Cache | None) -> int:
         return cache.nbytes
     held: list[Tensor] = []
     for layer in cache.layers:
-        is_kept = hasattr(layer, FIELDS[0])
-        held += state_tensors(layer).values() if is_kept else (layer.keys, layer.values)
+        held += state_tensors(layer).values()
+        held += (layer.keys, layer.values) if hasattr(layer, "keys") else ()
     return sum(tensor.nbytes for tensor in held)
 
 
