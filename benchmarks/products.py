@@ -2,7 +2,8 @@
 
 Each way multiplies the same rows with all weights of SmolLM2-135M (random numbers; 538 MB in float32, so that
 no cache holds them), in turns, so that a busy machine slows all. Printed are milliseconds, and the ratio to
-torch's own `linear`, median [least, most] over the turns; more is faster.
+torch's own `Linear`, median [least, most] over the turns; more is faster. `SplitLinear` is what streamlm
+uses: on more than eight rows it computes as `Linear` does, so its ratio there shows how far turns differ.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.mkldnn import MkldnnLinear
 from tqdm import tqdm
 
+from streamlm.cache.linear import SplitLinear
 from streamlm.provenance import processor_name
 
 HIDDEN, HEADS, WIDE, LAYERS, VOCAB = 576, 192, 1536, 30, 49_152
@@ -24,37 +26,32 @@ SHAPES = [  # (out, in)
 ]
 
 
-def split_rows_first(x: Tensor, weight: Tensor, n_blocks: int = 16) -> Tensor:
-    """Return x (R, I) times a weight (O, I), as a batch of products x with blocks of the weight's rows."""
-    blocks = weight.unflatten(0, (n_blocks, -1)).mT
-    return torch.bmm(x[None].expand(n_blocks, -1, -1), blocks).transpose(0, 1).flatten(1)
-
-
 def split_weight_first(x: Tensor, weight: Tensor, n_blocks: int = 2) -> Tensor:
-    """Return the same with the weight first: blocks times x, transposed."""
+    """Return x (R, I) times a weight (O, I), as a batch of products of blocks of its rows with x."""
     blocks = weight.unflatten(0, (n_blocks, -1))
     return torch.bmm(blocks, x.t()[None].expand(n_blocks, -1, -1)).flatten(0, 1).t()
 
 
-def by_onednn(layer: MkldnnLinear):
-    """Return the product by a layer of oneDNN."""
+def by_layer(layer: torch.nn.Module):
+    """Return the product that a layer computes with its own weight."""
     return lambda x, _: layer(x)
 
 
 def ways(weights: list[Tensor]):
     """Return for each way the product of every weight."""
 
-    def dense(weight):
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    def layer_of(kind, weight):
+        layer = kind(weight.shape[1], weight.shape[0], bias=False)
         layer.weight = torch.nn.Parameter(weight, requires_grad=False)
         return layer
 
-    onednn = [by_onednn(MkldnnLinear(dense(weight), weight.dtype)) for weight in weights]
     return {
-        "linear": [torch.nn.functional.linear] * len(weights),
-        "split, rows first": [split_rows_first] * len(weights),
+        "Linear": [by_layer(layer_of(torch.nn.Linear, weight)) for weight in weights],
+        "SplitLinear": [by_layer(layer_of(SplitLinear, weight)) for weight in weights],
         "split, weight first": [split_weight_first] * len(weights),
-        "oneDNN": onednn,
+        "oneDNN": [
+            by_layer(MkldnnLinear(layer_of(torch.nn.Linear, weight), weight.dtype)) for weight in weights
+        ],
     }
 
 
@@ -93,7 +90,7 @@ def main() -> None:
             for name, products in all_ways.items():
                 taken[name].append(time_once(products, weights, rows))
         print(f"\n{n_rows} rows")
-        base = np.array(taken["linear"][1:])  # the first turn warms up
+        base = np.array(taken["Linear"][1:])  # the first turn warms up
         for name, seconds in taken.items():
             own = np.array(seconds[1:])
             ratio = base / own

@@ -18,7 +18,8 @@ from oracle import oracle_logits
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.probe import describe_rotations
-from streamlm.cache.sink_cache import SinkCache, layer_windows
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.supported import layer_windows
 from streamlm.config import StreamConfig
 from streamlm.measure.scoring import score_stream
 

@@ -9,7 +9,8 @@ from oracle import oracle_logits
 from transformers import Cache
 
 from streamlm.cache.prepare import prepare
-from streamlm.cache.sink_cache import SinkCache, layer_windows
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.supported import layer_windows
 from streamlm.config import StreamConfig
 
 

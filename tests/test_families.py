@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from streamlm.cache.prepare import prepare
-from streamlm.cache.sink_cache import SinkCache, layer_windows
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.supported import layer_windows
 
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

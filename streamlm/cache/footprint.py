@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from streamlm.cache.sink_cache import STATEFUL, layer_geometry, layer_windows, rope_settings
+from streamlm.cache.supported import STATEFUL, layer_geometry, layer_windows, rope_settings
 from streamlm.config import StreamConfig
 from streamlm.records.types import Record
 

@@ -25,7 +25,8 @@ from streamlm.cache.probe import (
     refuse_dropout,
 )
 from streamlm.cache.rope import Rotary
-from streamlm.cache.sink_cache import SinkCache, layer_windows
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.supported import layer_windows
 
 ATTENTION_NAME = "streamlm"
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from streamlm.cache.attention import attend, plan_attention, streaming_mask
 from streamlm.cache.forward import cache_argument, takes_cache_position
 from streamlm.cache.rope import Rotary
-from streamlm.cache.sink_cache import SUPPORTED, layer_windows, rope_limit
+from streamlm.cache.supported import SUPPORTED, layer_windows, rope_limit
 from streamlm.config import StreamConfig
 
 PROBE_NAME = "streamlm_probe"

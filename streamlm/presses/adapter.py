@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from streamlm.cache.sink_cache import layer_windows
+from streamlm.cache.supported import layer_windows
 from streamlm.presses.grammar import Press
 
 # Of kvpress's own list, the models that are one text decoder with full attention; and GPT-NeoX.
