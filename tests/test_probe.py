@@ -45,6 +45,12 @@ def test_layers_of_several_rotations_have_their_own_frequencies():
         assert_close(rotary.inv_freq, kinds[kind])
 
 
+def test_frequencies_that_need_more_than_the_config_are_those_of_the_buffers():
+    model = build("llama")
+    model.model.rotary_emb.rope_init_fn = lambda config, layer_type: None
+    assert all(rotary.inv_freq is model.model.rotary_emb.inv_freq for rotary in ask_layers(model))
+
+
 def test_rotation_the_other_way_is_found():
     assert all(bool((rotary.inv_freq < 0).all()) for rotary in ask_layers(build("nanochat")))
     with prepare(build("nanochat")) as model:

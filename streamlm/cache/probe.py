@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -253,7 +253,9 @@ def _candidates(model: PreTrainedModel) -> Iterator[Rotary]:
                 found.append(tensor)
         compute = getattr(module, "rope_init_fn", None)
         if callable(compute) and getattr(module, "rope_type", None) == "default":
-            found.append(compute(module.config)[0].to(model.device))  # PhiMoE computes them in every pass
+            # PhiMoE computes them in every pass. Where that takes other arguments, the buffers are enough.
+            with suppress(TypeError, KeyError, AttributeError):
+                found.append(compute(module.config)[0].to(model.device))
     for tensor in found:
         for interleaved in (False, True):
             for is_last in (False, True):
