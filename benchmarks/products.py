@@ -2,7 +2,7 @@
 
 Each way multiplies the same rows with all weights of SmolLM2-135M (random numbers; 538 MB in float32, so that
 no cache holds them), in turns, so that a busy machine slows all. Printed are milliseconds, and the ratio to
-torch's own `Linear`, median [least, most] over the turns; more is faster. `SplitLinear` is what streamlm
+torch's own `Linear`, median [least, most] over the turns; more is faster. `FastLinear` is what streamlm
 uses: on more than eight rows it computes as `Linear` does, so its ratio there shows how far turns differ.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.mkldnn import MkldnnLinear
 from tqdm import tqdm
 
-from streamlm.cache.linear import SplitLinear
+from streamlm.cache.products import FastLinear
 from streamlm.provenance import processor_name
 
 HIDDEN, HEADS, WIDE, LAYERS, VOCAB = 576, 192, 1536, 30, 49_152
@@ -47,7 +47,7 @@ def ways(weights: list[Tensor]):
 
     return {
         "Linear": [by_layer(layer_of(torch.nn.Linear, weight)) for weight in weights],
-        "SplitLinear": [by_layer(layer_of(SplitLinear, weight)) for weight in weights],
+        "FastLinear": [by_layer(layer_of(FastLinear, weight)) for weight in weights],
         "split, weight first": [split_weight_first] * len(weights),
         "oneDNN": [
             by_layer(MkldnnLinear(layer_of(torch.nn.Linear, weight), weight.dtype)) for weight in weights

@@ -12,6 +12,7 @@ from pathlib import Path
 from streamlm import FRONT_DOOR
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("streamlm", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -80,12 +81,20 @@ def _is_text(node: ast.AST) -> bool:
 
 def processor_name() -> str:
     """Return the name of this machine's processor, as its kernel gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def processor_maker() -> str:
+    """Return the maker of an x86 processor as it names itself, such as GenuineIntel; "" if unknown."""
+    on_windows = platform.processor().partition(", ")[2]  # "Intel64 Family 6 Model 85, GenuineIntel"
+    return _cpu_info("vendor_id") or on_windows
+
+
+def _cpu_info(key: str) -> str:
+    """Return a value of the first processor, "" where there is none."""
+    lines = CPU_INFO.read_text(encoding="utf-8").splitlines() if CPU_INFO.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def describe_environment(module: Path | str) -> dict[str, object]:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamlm.cache.products import batched_linear, mkl_is_slow
 from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
 
 QUERY_BLOCK = 128  # queries; smaller wastes less of the band, larger makes better matrix products
+MANY_KEYS = 4096  # of all heads and rows; for one query each, SDPA is slower than products from here on
 
 
 def streaming_mask(query_pos: Tensor, key_pos: Tensor, cfg: StreamConfig) -> Tensor:
@@ -50,7 +52,8 @@ class QueryBlock:
 
     queries: slice  # into the new tokens
     band: slice  # into the keys, sinks excluded from it
-    hidden: Tensor  # (Tq, n_sinks + Tband), or (B, 1, 1, Tq, ...) with left pads; True where not visible
+    # (1, 1, 1, Tq, n_sinks + Tband), or (B, ...) with left pads: 0 where visible, else -inf
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def plan_attention(
             QueryBlock(
                 queries=slice(start - n_past, stop - n_past),
                 band=slice(n_sinks + low - first_band, n_sinks + stop - first_band),
-                hidden=~seen if pads is None else ~_with_dummy(seen)[:, None, None],
+                mask=_additive(seen if pads is None else _with_dummy(seen), dtype),
             )
         )
 
@@ -128,6 +131,15 @@ def plan_attention(
         to_sinks = rotary.to(device).by(difference, dtype)
         to_sinks = to_sinks if pads is None else to_sinks.each_row()
     return AttentionPlan(n_sinks, first_band, tuple(blocks), to_sinks)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what to add to scores (B, Hkv, G, Tq, Tk), for `seen` (Tq, Tk) or (B, ..., Tq, Tk).
+
+    To fill scores where a bool says so takes a CPU 12 times as long.
+    """
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+    return mask.view(-1, 1, 1, *seen.shape[-2:])
 
 
 def _with_dummy(seen: Tensor) -> Tensor:
@@ -162,44 +174,42 @@ def attend(
     Returns:
         (B, Hq, Tq, Dv), with heads next to features in memory.
     """
-    n_sinks, n_groups = plan.n_sinks, q.shape[1] // k.shape[1]
+    n_groups, n_sinks = q.shape[1] // k.shape[1], plan.n_sinks
     q = q * scaling
-    q_sink = q if plan.to_sinks is None else plan.to_sinks.apply(q)
+    q_sink = None if plan.to_sinks is None else plan.to_sinks.apply(q)
     out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
     for block in plan.blocks:
-        # Query heads that share a key head are folded into the query axis: keys are never repeated.
-        to_band, to_sinks = (
-            x[:, :, block.queries].unflatten(1, (-1, n_groups)).flatten(2, 3) for x in (q, q_sink)
-        )  # (B, Hkv, G*Tq, D)
-        scores = torch.cat(
-            (
-                to_sinks @ k[:, :, :n_sinks].transpose(-2, -1),
-                to_band @ k[:, :, block.band].transpose(-2, -1),
-            ),
-            dim=-1,
-        )  # (B, Hkv, G*Tq, n_sinks + Tband)
-        weights = _weights(scores.unflatten(2, (n_groups, -1)), block.hidden, softcap, sink_logits)
-        weights = weights.to(v.dtype).flatten(2, 3)
-        mixed = weights[..., :n_sinks] @ v[:, :, :n_sinks] + weights[..., n_sinks:] @ v[:, :, block.band]
+        keys, values = (torch.cat((x[:, :, :n_sinks], x[:, :, block.band]), dim=2) for x in (k, v))
+        scores = batched_linear(_fold(q, block, n_groups), keys)  # (B, Hkv, G*Tq, n_sinks + Tband)
+        if q_sink is not None:
+            scores[..., :n_sinks] = _fold(q_sink, block, n_groups) @ keys[:, :, :n_sinks].mT
+        weights = _weights(scores.unflatten(2, (n_groups, -1)), block.mask, softcap, sink_logits)
+        mixed = batched_linear(weights.to(v.dtype).flatten(2, 3), values.mT)
         out[:, :, block.queries] = mixed.unflatten(2, (n_groups, -1)).flatten(1, 2)
     return out
 
 
+def _fold(q: Tensor, block: QueryBlock, n_groups: int) -> Tensor:
+    """Return the queries of a block, those of heads that share a key head in one axis: no key is repeated."""
+    folded: Tensor = q[:, :, block.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)  # (B, Hkv, G*Tq, D)
+    return folded
+
+
 def _weights(
-    scores: Tensor, hidden: Tensor | None, softcap: float | None, sink_logits: Tensor | None
+    scores: Tensor, mask: Tensor | None, softcap: float | None, sink_logits: Tensor | None
 ) -> Tensor:
     """Return the softmax of scores (B, Hkv, G, Tq, Tk), which it overwrites, in float32 or wider.
 
     Args:
         scores: of queries and keys, scaled.
-        hidden: broadcasts to `scores`; True where a key is not visible.
+        mask: broadcasts to `scores` and is added to them; 0 where a key is visible, else -inf.
         softcap: scores s become softcap * tanh(s / softcap), as in Gemma 2.
         sink_logits: (Hq,) one more score of every query that stands for no key, as in gpt-oss.
     """
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
-    if hidden is not None:
-        scores.masked_fill_(hidden, -torch.inf)
+    if mask is not None:
+        scores.add_(mask.to(scores.dtype))
     # Sum in fp32: in bf16, 256 + 1 == 256.
     wide = torch.promote_types(scores.dtype, torch.float32)
     if sink_logits is None:
@@ -232,7 +242,8 @@ def attend_one(
     Returns:
         (B, Hq, 1, Dv)
     """
-    if softcap is None and sink_logits is None:
+    many_keys = mkl_is_slow() and k.device.type == "cpu" and k[..., 0].numel() >= MANY_KEYS
+    if softcap is None and sink_logits is None and not (many_keys and k.dtype == torch.float32):
         return torch.nn.functional.scaled_dot_product_attention(
             q,
             k,
@@ -242,8 +253,9 @@ def attend_one(
             enable_gqa=True,  # shares key heads without a copy
         )
     grouped = q.squeeze(2).unflatten(1, (k.shape[1], -1)) * scaling  # (B, Hkv, G, D)
-    scores = (grouped @ k.transpose(-2, -1))[:, :, :, None]  # (B, Hkv, G, 1, Tk)
-    weights = _weights(scores, None if visible is None else ~visible[:, None], softcap, sink_logits)
+    scores = (k @ grouped.mT).mT[:, :, :, None]  # (B, Hkv, G, 1, Tk)
+    mask = None if visible is None else _additive(visible, q.dtype)
+    weights = _weights(scores, mask, softcap, sink_logits)
     return (weights.squeeze(3).to(v.dtype) @ v).flatten(1, 2)[:, :, None]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from streamlm.cache.linear import split_linears
 from streamlm.cache.prepare import switch
+from streamlm.cache.products import use_fast_linears
 
 
 def load_model(
@@ -32,7 +32,7 @@ def load_model(
 def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Return the causal language model in `folder` for transformers' caches; arguments as of `load_model`.
 
-    Its linear layers compute few tokens on all threads (`split_linears`).
+    Its linear layers are computed by the fastest product (`use_fast_linears`).
 
     Raises:
         ValueError: if the folder holds no such model.
@@ -62,7 +62,7 @@ def read_model(folder: Path | str, *, dtype: torch.dtype, device: str) -> PreTra
                 f", such as {names[0]}; what is missing would be random numbers"
             )
     read: PreTrainedModel = model.to(device).eval()
-    split_linears(read)
+    use_fast_linears(read)
     return read
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streamlm.cache.models import load_model, model_title, read_model, trained_length
+from streamlm.cache.products import products_of
 from streamlm.config import Compute
 from streamlm.measure.device import choose_device, device_name, parse_dtype, use_threads
 from streamlm.measure.scoring import vocab_size
@@ -33,6 +34,7 @@ class OpenedModel:
             "device": device_name(self.compute.device),
             "dtype": self.compute.dtype,
             "torch_threads": torch.get_num_threads(),
+            "products": products_of(self.model, self.model.dtype),
         }
 
     @property

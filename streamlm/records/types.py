@@ -19,6 +19,7 @@ class Environment(TypedDict):
     device: str
     dtype: str
     torch_threads: int
+    products: NotRequired[str]  # how linear layers are computed; older records do not say
     seed: NotRequired[int]
 
 
