@@ -53,7 +53,7 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 
 # All that depends on transformers, but for kvpress, which does not allow this one, and the workflow, which needs
 # kvpress. Three at a time, since the tests of a hub mostly wait for it.
-LIBRARY := archives attention chat cli cost cuda_graph docs every_family families footprint front_door gguf hub \
+LIBRARY := archives attention chat cli cost captured_step docs every_family families footprint front_door gguf hub \
 	kept_state latency linear methods model_folders models perplexity probe rescore sampling scoring sink_cache threads
 
 latest: $(LATEST)/.ready

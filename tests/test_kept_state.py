@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import Cache
 
 import streamlm.cache.sink_cache
-from streamlm.cache.cuda_graph import CapturedStep
+from streamlm.cache.captured_step import CapturedStep
 from streamlm.cache.footprint import dense_bytes, describe_layout
 from streamlm.cache.kept_state import kept_states
 from streamlm.cache.prepare import prepare

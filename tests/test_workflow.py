@@ -59,7 +59,7 @@ IMPORTING = {
     "config stats": MEASURING | SHOWING,
     "provenance": MEASURING,
     "cache": MEASURING,
-    "cache.cuda_graph cache.footprint": set(),
+    "cache.footprint": set(),
     "sources": FETCHING | READING,
     "sources.archives": FETCHING | READING,
     "sources.corpus sources.documents": READING | {"fetch_sample"},

@@ -12,7 +12,11 @@ from streamlm.cache.products import use_fast_linears
 
 
 def load_model(
-    folder: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    folder: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    compile: bool = False,
 ) -> PreTrainedModel:
     """Return the causal language model in `folder`, prepared for `SinkCache`.
 
@@ -20,12 +24,18 @@ def load_model(
         folder: a transformers model folder with safetensors weights.
         dtype: of the weights.
         device: a torch device name.
+        compile: whether single tokens go through a compiled step (see `compile_steps`).
 
     Raises:
-        ValueError: if the folder holds no such model, or the model is not supported (see `prepare`).
+        ValueError: if the folder holds no such model, or the model is not supported (see `prepare`); if there
+            is no compiler.
     """
     model = read_model(folder, dtype=dtype, device=device)
     switch(model)
+    if compile:
+        from streamlm.cache.compiled import compile_steps  # which loads torch's compiler
+
+        compile_steps(model)
     return model
 
 

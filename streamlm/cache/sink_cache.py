@@ -83,6 +83,7 @@ class SinkCache(Cache):  # type: ignore[misc]
         self._stores: list[Store] = []
         self._pass: PassPlan | None = None  # the one that a prepared model is in
         self._captured_pass: PassPlan | None = None  # planned ahead, while a step is captured
+        self._compiled_step: Any = None  # of `compile_steps`: a CapturedStep
         quantized = parse_kv_dtype(kv_dtype)
         make = SinkLayer if quantized is None else partial(QuantizedLayer, kv_dtype=quantized)
         alike = Counter(geometries.values())

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from streamlm.commands.options import (
     PACKAGED,
+    Compile,
     ComputeOptions,
     KvDtype,
     ModelName,
@@ -34,6 +35,7 @@ def chat(
     window_size: WindowSize = 1020,
     kv_dtype: KvDtype = None,
     compute: ComputeOptions,
+    compile: Compile = False,
 ) -> None:
     """Talk with an instruct model, without end, in constant memory."""
     from streamlm.cache.sink_cache import SinkCache
@@ -41,7 +43,7 @@ def chat(
     from streamlm.generate.chat import ChatTemplate, Conversation
 
     sampling = draws.check()
-    opened, tokenizer = open_writer(model_name, compute)
+    opened, tokenizer = open_writer(model_name, compute, compile)
     template = ChatTemplate(tokenizer, system)
     n_sink = template.n_sink() if n_sink is None else n_sink
     cache = SinkCache(opened.model.config, n_sink, window_size, kv_dtype=kv_dtype)

@@ -15,6 +15,7 @@ from streamlm.commands.options import (
     PACKAGED,
     AsJson,
     CacheOptions,
+    Compile,
     ComputeOptions,
     ModelName,
     check_targets,
@@ -93,6 +94,7 @@ def generate(
     draws: SamplingOptions,
     cache: CacheOptions,
     compute: ComputeOptions,
+    compile: Compile = False,
     output: Annotated[Path | None, output_option(help="Write the text here, as it comes.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +106,7 @@ def generate(
     from streamlm.generate.sampling import Sampler, Writing, stop_ids
 
     sampling = draws.check()
-    opened, tokenizer = open_writer(model_name, compute)
+    opened, tokenizer = open_writer(model_name, compute, compile)
     ids = asked.encode(tokenizer, prompts)
     ends = set() if end.ignore_eos else stop_ids(opened.model, tokenizer)
     limits: dict[str, Any] = {

@@ -8,6 +8,7 @@ import typer
 from streamlm.commands.inputs import open_inputs
 from streamlm.commands.options import (
     AsJson,
+    Compile,
     ComputeOptions,
     MethodName,
     SourceOptions,
@@ -35,6 +36,7 @@ def latency(
     recompute_tokens: Annotated[int, compute_option(min=1, help="In each run of recompute.")] = 1,
     runs: Annotated[int, compute_option(min=2, help="In which the methods take turns.")] = 5,
     compute: ComputeOptions,
+    compile: Compile = False,
     baseline: Annotated[
         Path | None, output_option(help="Record of an earlier run on this machine, to compare with.")
     ] = None,
@@ -54,7 +56,11 @@ def latency(
     if earlier is not None:
         check_record(earlier, LatencyRecord, str(baseline))
     amounts = LatencyConfig(
-        warmup_tokens=warmup_tokens, timed_tokens=timed_tokens, recompute_tokens=recompute_tokens, runs=runs
+        warmup_tokens=warmup_tokens,
+        timed_tokens=timed_tokens,
+        recompute_tokens=recompute_tokens,
+        runs=runs,
+        compile=compile,
     )
     cases = [(name, n) for name in method for n in (n_sink if METHODS[name].geometry is as_asked else [0])]
     records = [

@@ -40,6 +40,13 @@ KvDtype = Annotated[
     ),
 ]
 Device = Annotated[str, compute_option(help="auto, cpu, cuda, cuda:1, mps.")]
+Compile = Annotated[
+    bool,
+    compute_option(
+        "--compile",
+        help="Compile the decoding step: half a minute the first time on a machine; needs g++.",
+    ),
+]
 AsJson = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else.")]
 
 

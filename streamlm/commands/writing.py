@@ -41,11 +41,11 @@ class ChatSamplingOptions(SamplingOptions):
     top_p: TopP = 0.9
 
 
-def open_writer(model_name: Path, compute: Compute) -> tuple["OpenedModel", Any]:
+def open_writer(model_name: Path, compute: Compute, compile: bool) -> tuple["OpenedModel", Any]:
     """Return the prepared model and its tokenizer."""
     from streamlm.measure.open_model import open_model
     from streamlm.sources.corpus import read_tokenizer
 
     model_dir, title = find_model(model_name)
     tokenizer = read_tokenizer(model_dir)
-    return open_model(model_dir, compute, title=title), tokenizer
+    return open_model(model_dir, compute, title=title, compile=compile), tokenizer

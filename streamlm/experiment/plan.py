@@ -113,7 +113,8 @@ def latency_label(method: str, capacity: int | str, n_sink: int) -> str:
 def latency_settings(config: Config) -> dict[str, int]:
     """Return how much is decoded where latency is measured, as `LatencyConfig` takes it."""
     latency = config["decoding_latency"]
-    return {key: latency[key] for key in ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs")}
+    keys = ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs", "compile")
+    return {key: latency[key] for key in keys}
 
 
 def latency_cases(config: Config) -> list[tuple[str, int]]:

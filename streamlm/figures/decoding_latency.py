@@ -26,7 +26,14 @@ from streamlm.figures.style import (
     use_log_scale,
 )
 from streamlm.records.types import LongRunRecord, Record
-from streamlm.summaries.latency import check_timings, confidence_of, latency_rows, speedups, streaming_of
+from streamlm.summaries.latency import (
+    check_timings,
+    confidence_of,
+    describe_decoding,
+    latency_rows,
+    speedups,
+    streaming_of,
+)
 from streamlm.summaries.main import describe_setting
 from streamlm.summaries.tables import Row, spread
 
@@ -63,7 +70,7 @@ def plot_decoding_latency(records: Sequence[Record]) -> Picture:
     ]
     runs = len(timed[0]["step_ms"]["runs"])
     notes = [
-        f"{describe_setting(timed[0])}; greedy decoding on {timed[0]['dataset']}; memory without weights",
+        f"{describe_setting(timed[0])}; {describe_decoding(timed[0])}; memory without weights",
         f"medians of all tokens; bars: smallest and largest of the medians of {runs} runs in turns "
         f"({confidence_of(runs):.0%} confidence), ratios within a turn",
     ]

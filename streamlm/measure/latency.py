@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamlm.cache.compiled import compile_steps
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, Compute, StreamConfig, find_method
-from streamlm.measure.decoders import make_decoder, measure_cache, time_steps
+from streamlm.measure.decoders import Decoder, make_decoder, measure_cache, time_steps
 from streamlm.measure.memory import held_bytes, measure_rise
 from streamlm.measure.open_model import open_model
 from streamlm.measure.progress import progress
@@ -47,9 +48,11 @@ class LatencyConfig:
     timed_tokens: int  # a run
     recompute_tokens: int  # a run of `recompute`, whose every token costs a pass over the whole cache
     runs: int
+    compile: bool = False  # the steps of streaming and window, whose cache has a fixed size
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in ("warmup_tokens", "timed_tokens", "recompute_tokens", "runs"):
+            value = getattr(self, name)
             smallest = 2 if name == "runs" else 1
             if value < smallest:
                 raise ValueError(f"{name} must be >= {smallest}, got {value}")
@@ -83,6 +86,8 @@ def measure_latency(
         ValueError: for any mistake in the above.
     """
     with _bench(model_dir, compute, title, ids, dataset, capacity) as bench:
+        if latency.compile:
+            compile_steps(bench.prepared)
         decoders = [
             make_decoder(find_method(name), n_sink, bench.plain, bench.prepared, bench.prompt)
             for name, n_sink in cases
@@ -107,7 +112,7 @@ def measure_latency(
                 "protocol": PROTOCOL,
                 "decoded": {**asdict(latency), "timed_tokens": count},
                 "step_ms": describe_times(runs),
-                "cache_ms": measure_cache(decoder),
+                **_describe_step(decoder),
                 "kv_bytes": held_bytes(decoder.cache),
                 "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), bench.plain.device),
             }
@@ -161,6 +166,14 @@ def measure_long_run(
             **_describe_long_run(step_ms, cfg.capacity),
             "kv_bytes": held_bytes(old.cache),
         }
+
+
+def _describe_step(decoder: Decoder) -> Record:
+    """Return the cache's own share of a step; of a compiled one, which has no parts, what compiling took."""
+    step = getattr(decoder.cache, "_compiled_step", None)
+    if step is None:
+        return {"cache_ms": measure_cache(decoder)}
+    return {"cache_ms": None, "compile_sec": step.capture_sec}
 
 
 def _describe_long_run(step_ms: np.ndarray, capacity: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Open a model to measure it: threads, device and number type as asked, and the beginning of its records."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,12 @@ class OpenedModel:
 
 
 def open_model(
-    folder: Path | str, compute: Compute, *, title: str | None = None, prepared: bool = True
+    folder: Path | str,
+    compute: Compute,
+    *,
+    title: str | None = None,
+    prepared: bool = True,
+    compile: bool = False,
 ) -> OpenedModel:
     """Return the model in `folder`, ready to be measured.
 
@@ -58,13 +64,14 @@ def open_model(
         compute: number type, device and threads.
         title: true name of the model, if its folder does not say it.
         prepared: for `SinkCache`; else for the caches of transformers.
+        compile: whether single tokens go through a compiled step, if it is prepared.
 
     Raises:
         ValueError: if there is no such model, type or device, or it cannot be prepared.
     """
     use_threads(compute.torch_threads)
     device = choose_device(compute.device)
-    load = load_model if prepared else read_model
+    load = partial(load_model, compile=compile) if prepared else read_model
     model = load(folder, dtype=parse_dtype(compute.dtype), device=device)
     return OpenedModel(
         model,

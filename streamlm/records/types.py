@@ -227,6 +227,7 @@ class LatencyRecord(TypedDict):
     decoded: dict[str, int]
     step_ms: Timing
     cache_ms: float | None
+    compile_sec: NotRequired[float]  # what the step took to compile, once
     kv_bytes: int
     step_peak_bytes: int | None
 

@@ -35,6 +35,14 @@ def name_of(record: Record) -> str:
     return f"{METHODS[record['method']].title} at {record['capacity']}{sinks}"
 
 
+def describe_decoding(record: Record) -> str:
+    """Return what was decoded after, and whether its steps were compiled."""
+    compiled = (
+        "; the steps of streaming and window only are compiled" if record["decoded"].get("compile") else ""
+    )
+    return f"greedy decoding after a full cache on {record['dataset']}{compiled}"
+
+
 def latency_ratio(record: Record, reference: Record) -> dict[str, Any]:
     """Return how many times the reference's time per token `record` takes, with its spread.
 
@@ -143,7 +151,7 @@ def latency_summary(records: Sequence[Record], long_run: Record) -> str:
     trend, times = long_run["trend_percent_per_1000_tokens"], long_run["step_ms"]
     parts = [
         "# What a decoded token costs",
-        f"{describe_setting(first)}; greedy decoding after a full cache on {first['dataset']}.",
+        f"{describe_setting(first)}; {describe_decoding(first)}.",
         "Milliseconds are the median of all tokens, brackets the smallest and the largest of the medians of "
         f"{runs} runs, which enclose the true one with {confidence_of(runs):.0%} confidence. The methods of "
         "one size took turns, and ratios are taken within a turn. *KV* is what stays between two tokens, "

@@ -7,7 +7,7 @@ from test_sink_cache import feed, random_ids
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from streamlm.cache.cuda_graph import CapturedStep, cuda_graph
+from streamlm.cache.captured_step import CapturedStep, cuda_graph
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 

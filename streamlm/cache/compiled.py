@@ -1,0 +1,73 @@
+"""A model whose decoding steps are compiled, once its cache is full."""
+
+import copy
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from transformers import PreTrainedModel
+
+from streamlm.cache.captured_step import CapturedStep, compiled
+from streamlm.cache.sink_cache import SinkCache
+
+# Arguments beside the cache that change nothing in what one token a row is given.
+INERT = {"input_ids", "attention_mask", "position_ids", "cache_position", "logits_to_keep"}
+
+
+def compile_steps(model: PreTrainedModel) -> None:
+    """Let `model` take single tokens through a compiled step, once its cache is full.
+
+    Each cache gets a step of its own after the first such token. That takes half a minute for a new kind of
+    model or size of cache, and seconds for one that was compiled on this machine before: torch keeps the code
+    on disk. `SinkCache.reset` keeps the step. All else runs as it did: longer passes; a cache that is not
+    full, has left pads or layers with a state of fixed size; calls with gradients, or for more than logits.
+
+    Args:
+        model: prepared for `SinkCache`.
+
+    Raises:
+        ValueError: if torch finds no C++ compiler, or cannot compile with these weights.
+    """
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise ValueError("the weights were made in inference mode; load the model outside of it to compile")
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            "no C++ compiler was found to compile with; install g++, or do not compile"
+        ) from error
+    plain = model.forward
+
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cache = next((x for x in kwargs.values() if isinstance(x, SinkCache)), None)
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if cache is None or tokens is None or not _is_step(tokens, cache, args, kwargs):
+            return plain(*args, **kwargs)
+        step = cache._compiled_step
+        if step is not None and step.fits(tokens):
+            out = copy.copy(step.like)
+            out.logits = step(tokens)
+            return out
+        out = plain(*args, **kwargs)
+        if all(name == "logits" or value is cache for name, value in out.items()):
+            cache._compiled_step = CapturedStep(model, cache, compiled)
+            cache._compiled_step.like = copy.copy(out)
+        return out
+
+    model.forward = forward
+
+
+def _is_step(tokens: Tensor, cache: SinkCache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call feeds one token a row to a full cache, and asks for logits alone."""
+    asked = {name: x for name, x in kwargs.items() if name not in INERT and x is not cache and x is not None}
+    return (
+        tokens.shape[1:] == (1,)
+        and len(args) <= 1
+        and all(name in ("use_cache", "return_dict") and x for name, x in asked.items())
+        and not torch.is_grad_enabled()
+        and CapturedStep.takes(cache)
+    )
