@@ -16,6 +16,7 @@ from tabulate import tabulate
 SCORING = Path(__file__).with_name("scoring.txt")
 N_TOKENS = 4_000_000
 BYTES = 2  # of a bfloat16
+N_SINK = 4
 QUERY_BLOCK = 128  # streamlm.cache.attention.QUERY_BLOCK
 KEEP_EVERY = 8_192  # tokens between two checkpoints, streamlm.measure.perplexity.KEEP_EVERY
 WORKSPACE = 1e9  # bytes of a pass of 1,024 tokens, without weights and cache, assumed
@@ -59,7 +60,8 @@ class Model:
     def flops(self) -> float:
         """Count the floating-point operations of a scored token: two per weight used, and attention."""
         looked_up = (self.embeddings - 1) * self.embedding
-        return 2 * (self.params - looked_up) + 4 * self.layers * self.hidden * self.keys
+        sinks = 2 * self.layers * self.hidden * N_SINK  # once more, from the query rotated back to them
+        return 2 * (self.params - looked_up) + 4 * self.layers * self.hidden * self.keys + sinks
 
     @property
     def kv_token_bytes(self) -> float:

@@ -4,8 +4,9 @@
    and rotating the whole window at every token as transformers' former `SinkCache` did.
 2. The whole model: ours; `DynamicCache` holding as many tokens, on the same linear layers; the PyPI package
    `attention-sinks`, which runs in an environment and a process of its own on the same weights, text and
-   threads (its losses first: both keep the same tokens); and transformers as it is, `DynamicCache` on linear
-   layers that are not split.
+   threads (its losses first: both keep the same tokens); transformers as it is, `DynamicCache` on its own
+   linear layers; ours with a compiled step; and, as the least that a step can take, the plain sum of as many
+   bytes as the weights and the cache have.
 3. A long generation with our cache: time and resident memory of every token.
 
 All are timed in turns, so that a busy machine slows all of them; a ratio is taken within a turn.
@@ -35,7 +36,9 @@ from streamlm.provenance import processor_name
 from streamlm.stats import trend
 
 N_SINK = 4
-OURS, DYNAMIC, THEIRS, STOCK = "SinkCache", "DynamicCache", "attention-sinks 0.4.0", "transformers as it is"
+OURS, COMPILED = "SinkCache", "SinkCache, compiled"
+DYNAMIC, THEIRS, STOCK = "DynamicCache", "attention-sinks 0.4.0", "transformers as it is"
+FLOOR = "sum of as many bytes"
 CONCATENATE, ROTATE_ALL = "concatenating", "rotating the window"
 RUN = 100  # tokens; of the long generation, medians of such runs are kept
 
@@ -139,6 +142,22 @@ class Growing(InProcess):
         return ms
 
 
+class Sum:
+    """The sum of as many numbers as a step reads: all weights, and the keys and values of the cache."""
+
+    def __init__(self, model, capacity):
+        config = model.config
+        n_kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * capacity
+        self.numbers = torch.ones(sum(weight.numel() for weight in model.parameters()) + n_kept)
+
+    def steps(self, count):
+        """See `InProcess.steps`."""
+        begin = time.perf_counter()
+        for _ in range(count):
+            self.numbers.sum()
+        return 1e3 * (time.perf_counter() - begin) / count
+
+
 class Worker:
     """attention-sinks in a process of its own; waits without work between commands."""
 
@@ -168,15 +187,17 @@ class Worker:
 
 
 @torch.inference_mode()
-def time_decoding(ours, plain, stock, worker, stream, capacity, repeats, steps=16):
-    """Return milliseconds per token of the four, a list of `repeats` by name."""
+def time_decoding(ours, compiled, plain, stock, worker, stream, capacity, repeats, steps=16):
+    """Return milliseconds per token of each, a list of `repeats` by name."""
     worker.ask(do="load", window=capacity - N_SINK - 1)  # trims after the step: one less of ours
     worker.ask(do="fill", stop=capacity)
     steppers = {
         OURS: InProcess(ours, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
+        COMPILED: InProcess(compiled, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
         DYNAMIC: Growing(plain, DynamicCache(config=plain.config), stream, capacity),
         THEIRS: worker,
         STOCK: Growing(stock, DynamicCache(config=stock.config), stream, capacity),
+        FLOOR: Sum(ours, capacity),
     }
     times = {name: [] for name in steppers}
     for turn in tqdm(range(repeats + 1), unit="turn", disable=None):
@@ -258,6 +279,21 @@ def table(by_capacity, names):
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
+def compiled_table(by_capacity):
+    """Return a markdown table: the compiled step and the sum of as many bytes, with ratios to both."""
+    pairs = [(STOCK, COMPILED), (THEIRS, COMPILED), (OURS, COMPILED), (OURS, FLOOR), (COMPILED, FLOOR)]
+    rows = [
+        [
+            capacity,
+            *(spread(times[name]) for name in (COMPILED, FLOOR)),
+            *(spread(np.array(times[above]) / np.array(times[below])) for above, below in pairs),
+        ]
+        for capacity, times in by_capacity.items()
+    ]
+    headers = ["held", f"{COMPILED}, ms", f"{FLOOR}, ms", *(f"{above} / {below}" for above, below in pairs)]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def print_trends(long, n_tokens):
     """Print the median of time and memory along the long generation, with their trends."""
     for name, unit in (("step_ms", "ms"), ("resident_mib", "MiB")):
@@ -284,6 +320,7 @@ def main():
     disable_progress_bar()
     opened = open_model(options.model, Compute(device="cpu"))
     ours = opened.model
+    compiled = open_model(options.model, Compute(device="cpu"), compile=True).model
     plain = read_model(options.model, dtype=torch.float32, device="cpu")
     stock = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
     worker = Worker(options.theirs, options.model, tokens)
@@ -300,12 +337,15 @@ def main():
     print(f"\nLosses of {options.losses} tokens with {N_SINK}+508, ours and {THEIRS}:", end=" ")
     print(f"they differ by at most {difference:.1e} nats")
     decoding = {
-        n: time_decoding(ours, plain, stock, worker, stream, n, options.repeats) for n in (512, 1024, 2048)
+        n: time_decoding(ours, compiled, plain, stock, worker, stream, n, options.repeats)
+        for n in (512, 1024, 2048)
     }
     print("\nWhole model, per decoded token:\n")
     print(table(decoding, [OURS, DYNAMIC, THEIRS, STOCK]))
+    print("\nCompiled, and the least that reading weights and cache takes:\n")
+    print(compiled_table(decoding))
 
-    del plain, stock
+    del compiled, plain, stock
     worker.process.stdin.close()
     long = measure_long(ours, stream, 512, options.long)
     print_trends(long, options.long)

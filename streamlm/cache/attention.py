@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamlm.cache.products import batched_linear, mkl_is_slow
+from streamlm.cache.products import batched_linear, mkl_is_slow, one_by_one
 from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
 
@@ -176,23 +176,37 @@ def attend(
     """
     n_groups, n_sinks = q.shape[1] // k.shape[1], plan.n_sinks
     q = q * scaling
-    q_sink = None if plan.to_sinks is None else plan.to_sinks.apply(q)
-    out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
+    q_sink = None if plan.to_sinks is None else plan.to_sinks.apply(q).unflatten(1, (-1, n_groups))
+    # Query heads that share a key head are folded into the query axis: no key is repeated.
+    q = q.unflatten(1, (-1, n_groups))  # (B, Hkv, G, Tq, D)
+    out = v.new_empty(q.shape[0], q.shape[3], *q.shape[1:3], v.shape[-1]).permute(0, 2, 3, 1, 4)
+    logits = None if sink_logits is None else sink_logits.unflatten(0, (-1, n_groups))
     for block in plan.blocks:
-        keys, values = (torch.cat((x[:, :, :n_sinks], x[:, :, block.band]), dim=2) for x in (k, v))
-        scores = batched_linear(_fold(q, block, n_groups), keys)  # (B, Hkv, G*Tq, n_sinks + Tband)
-        if q_sink is not None:
-            scores[..., :n_sinks] = _fold(q_sink, block, n_groups) @ keys[:, :, :n_sinks].mT
-        weights = _weights(scores.unflatten(2, (n_groups, -1)), block.mask, softcap, sink_logits)
-        mixed = batched_linear(weights.to(v.dtype).flatten(2, 3), values.mT)
-        out[:, :, block.queries] = mixed.unflatten(2, (n_groups, -1)).flatten(1, 2)
-    return out
+        for rows, heads in _parts(q, k, block, n_sinks):
+            part = rows, heads, slice(None), block.queries
+            keys, values = (
+                torch.cat((x[rows, heads, :n_sinks], x[rows, heads, block.band]), dim=2) for x in (k, v)
+            )
+            scores = batched_linear(q[part].flatten(2, 3), keys)  # (B, Hkv, G*Tq, n_sinks + Tband)
+            if q_sink is not None:
+                scores[..., :n_sinks] = q_sink[part].flatten(2, 3) @ keys[:, :, :n_sinks].mT
+            weights = _weights(
+                scores.unflatten(2, (n_groups, -1)),
+                block.mask if len(block.mask) == 1 else block.mask[rows],
+                softcap,
+                None if logits is None else logits[heads],
+            )
+            mixed = batched_linear(weights.to(v.dtype).flatten(2, 3), values.mT)
+            out[part] = mixed.unflatten(2, (n_groups, -1))
+    return out.flatten(1, 2)
 
 
-def _fold(q: Tensor, block: QueryBlock, n_groups: int) -> Tensor:
-    """Return the queries of a block, those of heads that share a key head in one axis: no key is repeated."""
-    folded: Tensor = q[:, :, block.queries].unflatten(1, (-1, n_groups)).flatten(2, 3)  # (B, Hkv, G*Tq, D)
-    return folded
+def _parts(q: Tensor, k: Tensor, block: QueryBlock, n_sinks: int) -> list[tuple[slice, slice]]:
+    """Return the rows and key heads that are computed at a time: all, or one where that is faster."""
+    (n_rows, n_heads, n_groups), n_keys = q.shape[:3], n_sinks + block.band.stop - block.band.start
+    if not one_by_one(q, k, n_groups * (block.queries.stop - block.queries.start) * n_keys):
+        return [(slice(None), slice(None))]
+    return [(slice(b, b + 1), slice(h, h + 1)) for b in range(n_rows) for h in range(n_heads)]
 
 
 def _weights(
@@ -204,7 +218,7 @@ def _weights(
         scores: of queries and keys, scaled.
         mask: broadcasts to `scores` and is added to them; 0 where a key is visible, else -inf.
         softcap: scores s become softcap * tanh(s / softcap), as in Gemma 2.
-        sink_logits: (Hq,) one more score of every query that stands for no key, as in gpt-oss.
+        sink_logits: (Hq,) or (Hkv, G) one more score of every query that stands for no key, as in gpt-oss.
     """
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from streamlm.provenance import processor_maker
 
 FEW_ROWS = 4  # tokens of all rows of a batch; beyond, oneDNN is faster
+MANY_OUTPUTS = 2**15  # of one head; with fewer, a call of oneDNN costs more than it gains
 BLOCKS = 16  # of a weight's rows; more threads than these find no work
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # its files stay out of graphs
 def mkl_is_slow() -> bool:
     """Return whether torch multiplies with MKL, on a processor of a known maker other than Intel.
 
@@ -28,6 +28,11 @@ def mkl_is_slow() -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+# As torch.compiler.assume_constant_result marks it, which imports the compiler, half a second: what it reads
+# must not be traced.
+mkl_is_slow._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,13 +50,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return nn.functional.linear(x, weight, bias)
 
 
+def one_by_one(x: Tensor, weights: Tensor, n_outputs: int) -> bool:
+    """Return whether products of several heads, with so many outputs each, are faster a head at a time."""
+    return mkl_is_slow() and n_outputs >= MANY_OUTPUTS and _onednn_takes(x, weights)
+
+
 def batched_linear(x: Tensor, weights: Tensor) -> Tensor:
     """Return each of x (B, H, T, I) times its own weight of (B, H, O, I): (B, H, T, O)."""
-    if not (mkl_is_slow() and _onednn_takes(x, weights)):
-        return x @ weights.mT
-    pairs = zip(x.flatten(0, 1), weights.flatten(0, 1), strict=True)
-    each: Tensor = torch.stack([linear(*pair) for pair in pairs])
-    return each.view(*x.shape[:3], weights.shape[2])
+    if weights.shape[:2] == (1, 1) and one_by_one(x, weights, x.shape[2] * weights.shape[2]):
+        return linear(x, weights[0, 0])
+    return x @ weights.mT
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:

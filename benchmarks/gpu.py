@@ -1,0 +1,186 @@
+"""What decoding and scoring cost on a GPU, at three sizes of model: `make gpu`.
+
+Models have random weights, which cost what trained ones do, in the shapes of SmolLM2-135M, Llama-3.2-1B and
+Llama-2-7B, in bfloat16. With a full cache of 4 + 1,020 tokens a decoding step is timed by every way that one
+made: ours eager, compiled, and captured as a CUDA graph; `DynamicCache` and `StaticCache` of as many tokens
+under SDPA, which on CUDA is a flash kernel where it can be. Then scoring in blocks. The ways take turns, the
+device having finished each run of steps; what a way holds is what the device holds more once it is ready,
+weights apart.
+"""
+
+import argparse
+import gc
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers.utils.logging import disable_progress_bar
+
+from streamlm.cache.captured_step import CapturedStep, compiled, cuda_graph
+from streamlm.cache.prepare import prepare
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.config import StreamConfig
+from streamlm.measure.device import device_name, now
+from streamlm.measure.scoring import score_stream
+
+SHAPES = {
+    "135M": (576, 1536, 30, 9, 3, 49_152),  # hidden, of the MLP, layers, heads, key heads, vocabulary
+    "1B": (2048, 8192, 16, 32, 8, 128_256),
+    "7B": (4096, 11_008, 32, 32, 32, 32_000),
+    "tiny": (64, 128, 2, 4, 2, 512),  # to try this file without a GPU
+}
+
+
+def random_model(shape, dtype, device, attention):
+    """Return a Llama of this shape with random weights, on the device."""
+    hidden, mlp, layers, heads, kv_heads, vocab = shape
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocab,
+        max_position_embeddings=8192,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval()
+
+
+class Decoder:
+    """A model at a full cache that reads its own greedy tokens."""
+
+    def __init__(self, model, cache, ids, capacity):
+        self.model, self.cache, self.capacity, self.token = model, cache, capacity, ids[:, :1]
+        for part in ids[:, : capacity - 1].split(512, dim=1):
+            model(part, past_key_values=cache)
+
+    def step(self):
+        """Decode one token."""
+        self.token = self.model(self.token, past_key_values=self.cache).logits[:, -1:].argmax(-1)
+
+    def begin(self):
+        """Make ready for a run of steps."""
+
+
+class Growing(Decoder):
+    """A `DynamicCache`, cut back so that in every run of steps it holds as many tokens as the others."""
+
+    def begin(self):
+        more = self.cache.get_seq_length() - (self.capacity - 1)
+        if more > 0:
+            self.cache.crop(-more)
+
+
+class Captured(Decoder):
+    """Our step, replayed."""
+
+    def __init__(self, model, cache, ids, capacity, capture):
+        super().__init__(model, cache, ids, capacity)
+        super().step()
+        self.captured = CapturedStep(model, cache, capture)
+
+    def step(self):
+        self.token = self.captured(self.token)[:, -1:].argmax(-1)
+
+
+def time_steps(decoder, count):
+    """Return milliseconds per token of so many steps, the device having finished."""
+    decoder.begin()
+    start = now(decoder.model.device)
+    for _ in range(count):
+        decoder.step()
+    return 1e3 * (now(decoder.model.device) - start) / count
+
+
+def held_by(make, device):
+    """Return what `make` returns, and by how many bytes the device then holds more."""
+    gc.collect()
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    made = make()
+    return made, (torch.cuda.memory_allocated(device) - before if device.type == "cuda" else None)
+
+
+@torch.inference_mode()
+def measure(name, dtype, device, cfg, repeats, steps, n_scored):
+    """Return the record of one shape."""
+    plain = random_model(SHAPES[name], dtype, device, "sdpa")
+    twin = random_model(SHAPES[name], dtype, device, "sdpa")
+    twin.load_state_dict(plain.state_dict(), assign=True)  # the same memory
+    ids = torch.randint(plain.config.vocab_size, (1, n_scored + 1), device=device)
+    record = {"params": sum(weight.numel() for weight in plain.parameters()), "step_ms": {}, "held_bytes": {}}
+    with prepare(twin) as ours:
+
+        def sink_cache():
+            return SinkCache(ours.config, cfg.n_sink, cfg.window_size)
+
+        ways = {
+            "SinkCache, eager": lambda: Decoder(ours, sink_cache(), ids, cfg.capacity),
+            "SinkCache, compiled": lambda: Captured(ours, sink_cache(), ids, cfg.capacity, compiled),
+            "DynamicCache": lambda: Growing(plain, DynamicCache(config=plain.config), ids, cfg.capacity),
+            "StaticCache": lambda: Growing(
+                plain, StaticCache(config=plain.config, max_cache_len=cfg.capacity + steps), ids, cfg.capacity
+            ),
+        }
+        if device.type == "cuda":
+            ways["SinkCache, CUDA graph"] = lambda: Captured(
+                ours, sink_cache(), ids, cfg.capacity, cuda_graph
+            )
+        decoders = {}
+        for way, make in ways.items():
+            decoders[way], record["held_bytes"][way] = held_by(make, device)
+            time_steps(decoders[way], 2)  # warms up
+        times = {way: [] for way in decoders}
+        for _ in tqdm(range(repeats), desc=name, unit="turn", disable=None):
+            for way, decoder in decoders.items():
+                times[way].append(time_steps(decoder, steps))
+        record["step_ms"] = times
+        decoders.clear()
+        record["scored_tokens_per_sec"] = [time_scoring(ours, ids, cfg) for _ in range(repeats + 1)][1:]
+    return record
+
+
+def time_scoring(model, ids, cfg):
+    """Return the tokens per second of scoring all ids (1, N) in blocks."""
+    start = now(model.device)
+    score_stream(model, ids[0].cpu().numpy(), cfg)
+    return (ids.shape[1] - 1) / (now(model.device) - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["135M", "1B", "7B"])
+    parser.add_argument("--window-size", type=int, default=1020)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=32, help="tokens of each run of steps")
+    parser.add_argument("--scored", type=int, default=16_384, help="tokens that are scored")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu.json"))
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is there that this torch can use; see docs/gpu.md")
+    disable_progress_bar()
+    cfg = StreamConfig(n_sink=4, window_size=options.window_size)
+    record = {
+        "device": device_name(str(device)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "dtype": "bfloat16",
+        "n_sink": cfg.n_sink,
+        "window_size": cfg.window_size,
+        "shapes": {
+            name: measure(name, torch.bfloat16, device, cfg, options.repeats, options.steps, options.scored)
+            for name in options.shapes
+        },
+    }
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
