@@ -53,8 +53,8 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 
 # All that depends on transformers, but for kvpress, which does not allow this one, and the workflow, which needs
 # kvpress. Three at a time, since the tests of a hub mostly wait for it.
-LIBRARY := archives attention chat cli cost captured_step docs every_family families footprint front_door gguf hub \
-	kept_state latency linear methods model_folders models perplexity probe rescore sampling scoring sink_cache threads
+LIBRARY := archives attention chat cli cost captured_step compiled docs every_family families footprint front_door gguf hub \
+	kept_state latency methods model_folders models perplexity probe products rescore sampling scoring sink_cache threads
 
 latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
