@@ -120,6 +120,11 @@ bench-decoding: env $(OLD)/.ready
 	python benchmarks/decoding.py --theirs $(OLD)/bin/python > benchmarks/decoding.txt
 	python benchmarks/plot_decoding.py
 
+# On a machine with a GPU that torch sees (docs/gpu.md): its tests, then what decoding and scoring cost there.
+gpu: env
+	pytest -m gpu
+	python benchmarks/gpu.py
+
 # What the README shows, from your own run.
 publish: all
 	mkdir -p docs/results

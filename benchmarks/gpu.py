@@ -1,11 +1,12 @@
 """What decoding and scoring cost on a GPU, at three sizes of model: `make gpu`.
 
 Models have random weights, which cost what trained ones do, in the shapes of SmolLM2-135M, Llama-3.2-1B and
-Llama-2-7B, in bfloat16. With a full cache of 4 + 1,020 tokens a decoding step is timed by every way that one
-made: ours eager, compiled, and captured as a CUDA graph; `DynamicCache` and `StaticCache` of as many tokens
-under SDPA, which on CUDA is a flash kernel where it can be. Then scoring in blocks. The ways take turns, the
-device having finished each run of steps; what a way holds is what the device holds more once it is ready,
-weights apart.
+Llama-2-7B, in bfloat16. With a full cache of 4 + 1,020 tokens a decoding step is timed in several ways: ours
+eager, compiled, and captured as a CUDA graph; `DynamicCache` and `StaticCache` of as many tokens under SDPA,
+which on CUDA is a flash kernel where it can be. They take turns, the device having finished each run of
+steps. Then scoring in blocks. What a way holds is what the device holds more once it is ready.
+
+Writes a record, a figure and a page in words.
 """
 
 import argparse
@@ -13,8 +14,13 @@ import gc
 import json
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import torch
 import transformers
+from decoding import spread
+from matplotlib.figure import Figure
+from tabulate import tabulate
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 from transformers.utils.logging import disable_progress_bar
@@ -23,9 +29,11 @@ from streamlm.cache.captured_step import CapturedStep, compiled, cuda_graph
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
+from streamlm.figures.style import PAGE, RC_PARAMS, SMALL
 from streamlm.measure.device import device_name, now
 from streamlm.measure.scoring import score_stream
 
+OURS = "SinkCache, eager"
 SHAPES = {
     "135M": (576, 1536, 30, 9, 3, 49_152),  # hidden, of the MLP, layers, heads, key heads, vocabulary
     "1B": (2048, 8192, 16, 32, 8, 128_256),
@@ -57,8 +65,13 @@ class Decoder:
 
     def __init__(self, model, cache, ids, capacity):
         self.model, self.cache, self.capacity, self.token = model, cache, capacity, ids[:, :1]
-        for part in ids[:, : capacity - 1].split(512, dim=1):
-            model(part, past_key_values=cache)
+        self.prompt = ids[:, : capacity - 1]
+        self.fill()
+
+    def fill(self):
+        """Read all tokens but the last that the cache is to hold."""
+        for part in self.prompt.split(512, dim=1):
+            self.model(part, past_key_values=self.cache)
 
     def step(self):
         """Decode one token."""
@@ -75,6 +88,14 @@ class Growing(Decoder):
         more = self.cache.get_seq_length() - (self.capacity - 1)
         if more > 0:
             self.cache.crop(-more)
+
+
+class Refilled(Decoder):
+    """A `StaticCache`, which cannot forget single tokens: filled again before every run of steps."""
+
+    def begin(self):
+        self.cache.reset()
+        self.fill()
 
 
 class Captured(Decoder):
@@ -106,7 +127,7 @@ def held_by(make, device):
     return made, (torch.cuda.memory_allocated(device) - before if device.type == "cuda" else None)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode, weights could not be compiled with
 def measure(name, dtype, device, cfg, repeats, steps, n_scored):
     """Return the record of one shape."""
     plain = random_model(SHAPES[name], dtype, device, "sdpa")
@@ -120,10 +141,10 @@ def measure(name, dtype, device, cfg, repeats, steps, n_scored):
             return SinkCache(ours.config, cfg.n_sink, cfg.window_size)
 
         ways = {
-            "SinkCache, eager": lambda: Decoder(ours, sink_cache(), ids, cfg.capacity),
+            OURS: lambda: Decoder(ours, sink_cache(), ids, cfg.capacity),
             "SinkCache, compiled": lambda: Captured(ours, sink_cache(), ids, cfg.capacity, compiled),
             "DynamicCache": lambda: Growing(plain, DynamicCache(config=plain.config), ids, cfg.capacity),
-            "StaticCache": lambda: Growing(
+            "StaticCache": lambda: Refilled(
                 plain, StaticCache(config=plain.config, max_cache_len=cfg.capacity + steps), ids, cfg.capacity
             ),
         }
@@ -152,6 +173,62 @@ def time_scoring(model, ids, cfg):
     return (ids.shape[1] - 1) / (now(model.device) - start)
 
 
+def describe(record):
+    """Return the page of a record."""
+    rows = []
+    for name, shape in record["shapes"].items():
+        ours = np.array(shape["step_ms"][OURS])
+        for way, times in shape["step_ms"].items():
+            held = shape["held_bytes"][way]
+            row = [name, way, spread(times), spread(np.array(times) / ours), held and f"{held / 2**20:.0f}"]
+            rows.append(row)
+    headers = ["model", "way", "ms per token", "times ours, eager", "MiB held"]
+    scored = [
+        [name, f"{shape['params'] / 1e9:.2f}", spread(shape["scored_tokens_per_sec"], 0)]
+        for name, shape in record["shapes"].items()
+    ]
+    machine = f"{record['device']}, {record['dtype']}, torch {record['torch']}"
+    return f"""# On a GPU
+
+{machine}, transformers {record["transformers"]}; random weights; {record["n_sink"]} sinks and a window
+of {record["window_size"]}. Median [min, max] of runs in turns, each of several tokens; written by `make gpu`.
+
+![](gpu.png)
+
+## A decoded token at a full cache
+
+{tabulate(rows, headers, tablefmt="github", disable_numparse=True)}
+
+## Scoring in blocks
+
+{tabulate(scored, ["model", "1e9 parameters", "tokens/s"], tablefmt="github", disable_numparse=True)}
+"""
+
+
+@matplotlib.rc_context(RC_PARAMS)
+def draw(record):
+    """Return the figure of a record: time per token by way, an axis from zero for each model."""
+    shapes = record["shapes"]
+    figure = Figure((PAGE, 2.4), layout="constrained")
+    for axes, (name, shape) in zip(
+        figure.subplots(1, len(shapes), squeeze=False).flat, shapes.items(), strict=True
+    ):
+        ways = list(shape["step_ms"])[::-1]  # the first on top
+        runs = np.array([shape["step_ms"][way] for way in ways])  # (ways, turns)
+        middle = np.median(runs, axis=1)
+        axes.barh(range(len(ways)), middle, xerr=(middle - runs.min(axis=1), runs.max(axis=1) - middle))
+        axes.set_yticks(range(len(ways)), ways if axes.get_subplotspec().is_first_col() else [""] * len(ways))
+        axes.set(
+            title=f"{name}, {shape['params'] / 1e9:.2f}e9 parameters", xlabel="ms per token", xlim=(0, None)
+        )
+    figure.suptitle("A decoded token at a full cache", fontweight="bold")
+    machine = f"{record['device']}, {record['dtype']}, random weights"
+    figure.supxlabel(
+        f"{machine}; bars: median of {len(runs[0])} runs in turns, whiskers: all", fontsize=SMALL
+    )
+    return figure
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -161,6 +238,8 @@ def main():
     parser.add_argument("--steps", type=int, default=32, help="tokens of each run of steps")
     parser.add_argument("--scored", type=int, default=16_384, help="tokens that are scored")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results/gpu.md"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/results/gpu.png"))
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -180,6 +259,8 @@ def main():
         },
     }
     options.output.write_text(json.dumps(record, indent=1) + "\n")
+    options.page.write_text(describe(record))
+    draw(record).savefig(options.figure, dpi=300)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_cache_that_is_not_full_is_not_captured():
             CapturedStep(model, cache, trace)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_cuda_graph_is_the_stream():
     ids = random_ids(2, 80).cuda()
