@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding publish clean
+.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding gpu publish clean
 
 all: env
 	snakemake --cores 1 all
