@@ -10,13 +10,19 @@ from matplotlib.ticker import ScalarFormatter
 
 from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, PAGE, RC_PARAMS, SMALL
 
+STYLES = (
+    *LINE_STYLES,
+    {"color": "#cc79a7", "marker": "v", "linestyle": "-"},
+    {"color": "#e69f00", "marker": "D", "linestyle": "--"},
+    DENSE_STYLE,
+)
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
 
 def plot_times(axes, by_capacity, title, scale):
     """Draw the median of each implementation against tokens held, with the spread over turns."""
-    held = [int(capacity) for capacity in by_capacity]
-    for name, style in zip(next(iter(by_capacity.values())), (*LINE_STYLES, DENSE_STYLE), strict=False):
+    held, names = [int(capacity) for capacity in by_capacity], list(next(iter(by_capacity.values())))
+    for name, style in zip(names, STYLES[: len(names)], strict=True):
         runs = np.array([times[name] for times in by_capacity.values()])  # (sizes, turns)
         middle = np.median(runs, axis=1)
         arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)
@@ -25,7 +31,7 @@ def plot_times(axes, by_capacity, title, scale):
     axes.set_xticks(held, map(str, held))
     axes.minorticks_off()
     low, high = axes.get_ylim()
-    axes.set_ylim(*((low, 5 * high) if scale == "log" else (0, 1.3 * high)))  # room for the legend
+    axes.set_ylim(*((low, 9 * high) if scale == "log" else (0, 1.8 * high)))  # room for the legend
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.legend(loc="upper left")
 
