@@ -1,6 +1,8 @@
 """What is timed is what is said to be: the right tokens in the context, the right model, all of the step."""
 
 import copy
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from streamlm.summaries.latency import (
     check_timings,
     comparison_line,
     confidence_of,
+    describe_decoding,
     latency_ratio,
     latency_rows,
     latency_summary,
@@ -141,6 +144,18 @@ def test_record_holds_what_was_timed(measured):
         assert record["tokens"]["count"] == record["capacity"]
         assert record["step_peak_bytes"] is None or record["step_peak_bytes"] >= 0
     assert len({record["measured_at"] for record in measured[:5]}) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_steps_of_bounded_caches_are_compiled_where_that_is_asked(options):
+    amounts = replace(AMOUNTS, compile=True)
+    cases = [("streaming", 2), ("dense", 0)]
+    streaming, dense = measure_latency(**options, capacity=16, cases=cases, latency=amounts)
+    assert streaming["compile_sec"] > 0
+    assert streaming["cache_ms"] is None
+    assert "compile_sec" not in dense
+    assert dense["cache_ms"] > 0
+    assert "the steps of streaming and window only are compiled" in describe_decoding(streaming)
 
 
 def test_times_are_described_over_tokens_and_runs():

@@ -31,7 +31,7 @@ def compile_steps(model: PreTrainedModel) -> None:
     Raises:
         ValueError: if torch finds no C++ compiler, or cannot compile with these weights.
     """
-    if any(weight.is_inference() for weight in model.parameters()):
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the weights were made in inference mode; load the model outside of it to compile")
     try:
         get_cpp_compiler()

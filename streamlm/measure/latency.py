@@ -224,8 +224,9 @@ def _bench(
     """Load the model, plain and prepared, and begin the record."""
     if len(ids) < capacity:
         raise ValueError(f"{len(ids)} tokens do not fill a cache of {capacity}; take a longer text")
-    opened = open_model(model_dir, compute, title=title, prepared=False)
-    plain = opened.model
+    with torch.inference_mode(False):  # tensors that are born in it cannot be compiled with
+        opened = open_model(model_dir, compute, title=title, prepared=False)
+        plain, twin = opened.model, _twin(opened.model)
     check_ids(ids, opened.vocab_size)
     prompt = torch.as_tensor(ids[None, :capacity], dtype=torch.int64, device=plain.device)
     record = {
@@ -237,7 +238,7 @@ def _bench(
         "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "environment": opened.environment(__file__),
     }
-    with prepare(_twin(plain)) as prepared:
+    with prepare(twin) as prepared:
         yield _Bench(plain, prepared, prompt, record)
 
 
