@@ -152,7 +152,9 @@ def _write(
             if bar is not None:
                 bar.update()
         seconds = time.perf_counter() - begin
+    step = cache._compiled_step
     return {
+        **({} if step is None else {"compile_sec": step.capture_sec}),
         "kv_tokens": cache.n_held,
         "kv_bytes": kv_bytes,
         "runtime_sec": seconds,
@@ -173,8 +175,10 @@ def _describe(prompt: str, ids: Sequence[int], writing: "Writing") -> dict[str, 
 
 def _summary(record: dict[str, Any]) -> str:
     """Return the outcome in a line."""
+    compiled = f", {record['compile_sec']:.1f} s of it to compile" if "compile_sec" in record else ""
+    n_tokens = sum(text["new_tokens"] for text in record["texts"])
     return (
-        f"{sum(text['new_tokens'] for text in record['texts']):,} tokens in {record['runtime_sec']:.1f} s, "
+        f"{n_tokens:,} tokens in {record['runtime_sec']:.1f} s{compiled}, "
         f"{record['tokens_per_sec']:.1f} tokens/s; {record['kv_tokens']:,} tokens kept in "
         f"{record['kv_bytes'] / 2**20:.1f} MiB of keys and values"
     )
