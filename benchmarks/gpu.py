@@ -3,14 +3,13 @@
 Models have random weights, which cost what trained ones do, in the shapes of SmolLM2-135M, Llama-3.2-1B and
 Llama-2-7B, in bfloat16. With a full cache of 4 + 1,020 tokens a decoding step is timed in several ways: ours
 eager, compiled, and captured as a CUDA graph; `DynamicCache` and `StaticCache` of as many tokens under SDPA,
-which on CUDA is a flash kernel where it can be. They take turns, the device having finished each run of
-steps. Then scoring in blocks. What a way holds is what the device holds more once it is ready.
+which on CUDA is a flash kernel where it can be. They take turns, and every step is awaited. Then scoring in
+blocks.
 
 Writes a record, a figure and a page in words.
 """
 
 import argparse
-import gc
 import json
 from pathlib import Path
 
@@ -22,15 +21,19 @@ from decoding import spread
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 from transformers.utils.logging import disable_progress_bar
 
-from streamlm.cache.captured_step import CapturedStep, compiled, cuda_graph
+from streamlm.cache.captured_step import CapturedStep, cuda_graph
+from streamlm.cache.compiled import compiled
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 from streamlm.figures.style import PAGE, RC_PARAMS, SMALL
+from streamlm.measure.decoders import Bounded, Decoder, Dense, time_steps
 from streamlm.measure.device import device_name, now
+from streamlm.measure.latency import share_weights
+from streamlm.measure.memory import held_bytes, measure_rise
 from streamlm.measure.scoring import score_stream
 
 OURS = "SinkCache, eager"
@@ -42,7 +45,7 @@ SHAPES = {
 }
 
 
-def random_model(shape, dtype, device, attention):
+def random_model(shape, dtype, device):
     """Return a Llama of this shape with random weights, on the device."""
     hidden, mlp, layers, heads, kv_heads, vocab = shape
     config = LlamaConfig(
@@ -56,114 +59,76 @@ def random_model(shape, dtype, device, attention):
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model.eval()
 
 
-class Decoder:
-    """A model at a full cache that reads its own greedy tokens."""
-
-    def __init__(self, model, cache, ids, capacity):
-        self.model, self.cache, self.capacity, self.token = model, cache, capacity, ids[:, :1]
-        self.prompt = ids[:, : capacity - 1]
-        self.fill()
-
-    def fill(self):
-        """Read all tokens but the last that the cache is to hold."""
-        for part in self.prompt.split(512, dim=1):
-            self.model(part, past_key_values=self.cache)
-
-    def step(self):
-        """Decode one token."""
-        self.token = self.model(self.token, past_key_values=self.cache).logits[:, -1:].argmax(-1)
-
-    def begin(self):
-        """Make ready for a run of steps."""
-
-
-class Growing(Decoder):
-    """A `DynamicCache`, cut back so that in every run of steps it holds as many tokens as the others."""
-
-    def begin(self):
-        more = self.cache.get_seq_length() - (self.capacity - 1)
-        if more > 0:
-            self.cache.crop(-more)
-
-
-class Refilled(Decoder):
-    """A `StaticCache`, which cannot forget single tokens: filled again before every run of steps."""
-
-    def begin(self):
-        self.cache.reset()
-        self.fill()
-
-
-class Captured(Decoder):
+class Captured(Bounded):
     """Our step, replayed."""
 
-    def __init__(self, model, cache, ids, capacity, capture):
-        super().__init__(model, cache, ids, capacity)
-        super().step()
-        self.captured = CapturedStep(model, cache, capture)
+    def __init__(self, model, cache, ids, capture):
+        super().__init__(model, cache, ids)
+        self.replay = CapturedStep(model, cache, capture)
 
     def step(self):
-        self.token = self.captured(self.token)[:, -1:].argmax(-1)
+        """See `Decoder`."""
+        self.token = self.replay(self.token)[:, -1].argmax(-1, keepdim=True)
 
 
-def time_steps(decoder, count):
-    """Return milliseconds per token of so many steps, the device having finished."""
-    decoder.begin()
-    start = now(decoder.model.device)
-    for _ in range(count):
-        decoder.step()
-    return 1e3 * (now(decoder.model.device) - start) / count
+class Static(Decoder):
+    """A `StaticCache`, which cannot forget a single token: it is filled again before every step."""
 
+    def __init__(self, model, cache, ids):
+        super().__init__(model, cache, ids)
+        self.ids = ids
 
-def held_by(make, device):
-    """Return what `make` returns, and by how many bytes the device then holds more."""
-    gc.collect()
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    made = make()
-    return made, (torch.cuda.memory_allocated(device) - before if device.type == "cuda" else None)
+    def make_ready(self):
+        """See `Decoder`."""
+        self.cache.reset()
+        self.fill(self.ids[:, :-1])
 
 
 @torch.no_grad()  # in inference mode, weights could not be compiled with
 def measure(name, dtype, device, cfg, repeats, steps, n_scored):
     """Return the record of one shape."""
-    plain = random_model(SHAPES[name], dtype, device, "sdpa")
-    twin = random_model(SHAPES[name], dtype, device, "sdpa")
-    twin.load_state_dict(plain.state_dict(), assign=True)  # the same memory
-    ids = torch.randint(plain.config.vocab_size, (1, n_scored + 1), device=device)
-    record = {"params": sum(weight.numel() for weight in plain.parameters()), "step_ms": {}, "held_bytes": {}}
-    with prepare(twin) as ours:
+    plain = random_model(SHAPES[name], dtype, device)
+    ids = torch.randint(plain.config.vocab_size, (1, max(n_scored + 1, cfg.capacity)), device=device)
+    prompt = ids[:, : cfg.capacity]
+    with prepare(share_weights(plain)) as ours:
 
-        def sink_cache():
-            return SinkCache(ours.config, cfg.n_sink, cfg.window_size)
+        def captured(capture):
+            return Captured(ours, SinkCache(ours.config, cfg.n_sink, cfg.window_size), prompt, capture)
 
-        ways = {
-            OURS: lambda: Decoder(ours, sink_cache(), ids, cfg.capacity),
-            "SinkCache, compiled": lambda: Captured(ours, sink_cache(), ids, cfg.capacity, compiled),
-            "DynamicCache": lambda: Growing(plain, DynamicCache(config=plain.config), ids, cfg.capacity),
-            "StaticCache": lambda: Refilled(
-                plain, StaticCache(config=plain.config, max_cache_len=cfg.capacity + steps), ids, cfg.capacity
+        decoders = {
+            OURS: Bounded.make(ours, cfg.n_sink, prompt),
+            "SinkCache, compiled": captured(compiled),
+            **({"SinkCache, CUDA graph": captured(cuda_graph)} if device.type == "cuda" else {}),
+            "DynamicCache": Dense.make(plain, cfg.n_sink, prompt),
+            "StaticCache": Static(
+                plain, StaticCache(config=plain.config, max_cache_len=cfg.capacity), prompt
             ),
         }
-        if device.type == "cuda":
-            ways["SinkCache, CUDA graph"] = lambda: Captured(
-                ours, sink_cache(), ids, cfg.capacity, cuda_graph
-            )
-        decoders = {}
-        for way, make in ways.items():
-            decoders[way], record["held_bytes"][way] = held_by(make, device)
-            time_steps(decoders[way], 2)  # warms up
         times = {way: [] for way in decoders}
-        for _ in tqdm(range(repeats), desc=name, unit="turn", disable=None):
+        for turn in tqdm(range(repeats + 1), desc=name, unit="turn", disable=None):
             for way, decoder in decoders.items():
-                times[way].append(time_steps(decoder, steps))
-        record["step_ms"] = times
-        decoders.clear()
-        record["scored_tokens_per_sec"] = [time_scoring(ours, ids, cfg) for _ in range(repeats + 1)][1:]
-    return record
+                median = float(np.median(time_steps(decoder, steps)))
+                if turn:  # the first warms up
+                    times[way].append(median)
+        return {
+            "params": sum(weight.numel() for weight in plain.parameters()),
+            "step_ms": times,
+            "kv_bytes": {way: held_bytes(decoder.cache) for way, decoder in decoders.items()},
+            "step_rise_bytes": {way: step_rise(decoder, device) for way, decoder in decoders.items()},
+            "scored_tokens_per_sec": [
+                time_scoring(ours, ids[:, : n_scored + 1], cfg) for _ in range(repeats + 1)
+            ][1:],
+        }
+
+
+def step_rise(decoder, device):
+    """Return by how many bytes memory rises during a step, what makes it ready apart."""
+    decoder.make_ready()
+    return measure_rise(decoder.step, device)
 
 
 def time_scoring(model, ids, cfg):
@@ -173,16 +138,20 @@ def time_scoring(model, ids, cfg):
     return (ids.shape[1] - 1) / (now(model.device) - start)
 
 
+def as_mib(size):
+    """Return bytes as a cell of a table in MiB."""
+    return "-" if size is None else f"{size / 2**20:.1f}"
+
+
 def describe(record):
     """Return the page of a record."""
     rows = []
     for name, shape in record["shapes"].items():
         ours = np.array(shape["step_ms"][OURS])
         for way, times in shape["step_ms"].items():
-            held = shape["held_bytes"][way]
-            row = [name, way, spread(times), spread(np.array(times) / ours), held and f"{held / 2**20:.0f}"]
-            rows.append(row)
-    headers = ["model", "way", "ms per token", "times ours, eager", "MiB held"]
+            memory = [shape[key][way] for key in ("kv_bytes", "step_rise_bytes")]
+            rows.append([name, way, spread(times), spread(np.array(times) / ours), *map(as_mib, memory)])
+    headers = ["model", "way", "ms per token", "times ours, eager", "KV, MiB", "rise in a step, MiB"]
     scored = [
         [name, f"{shape['params'] / 1e9:.2f}", spread(shape["scored_tokens_per_sec"], 0)]
         for name, shape in record["shapes"].items()
@@ -191,7 +160,7 @@ def describe(record):
     return f"""# On a GPU
 
 {machine}, transformers {record["transformers"]}; random weights; {record["n_sink"]} sinks and a window
-of {record["window_size"]}. Median [min, max] of runs in turns, each of several tokens; written by `make gpu`.
+of {record["window_size"]}. Median [min, max] of the medians of runs in turns; written by `make gpu`.
 
 ![](gpu.png)
 

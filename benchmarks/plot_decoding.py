@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, PAGE, RC_PARAMS, SMALL
+from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, ORANGE, PAGE, PURPLE, RC_PARAMS, SMALL
 
 STYLES = (
     *LINE_STYLES,
-    {"color": "#cc79a7", "marker": "v", "linestyle": "-"},
-    {"color": "#e69f00", "marker": "D", "linestyle": "--"},
+    {"color": PURPLE, "marker": "v", "linestyle": "-"},
+    {"color": ORANGE, "marker": "D", "linestyle": "--"},
     DENSE_STYLE,
 )
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")

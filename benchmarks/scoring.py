@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 from cost import MEASURED as SHAPE
-from decoding import Worker
+from decoding import Worker, spread
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils.logging import disable_progress_bar
@@ -63,11 +63,6 @@ def time_peak(size=4096):
             product(x, x)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
-
-
-def spread(values):
-    """Return median [min, max]."""
-    return f"{np.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def compare_speeds(ours, rounded, theirs, worker, ids, repeats, n_steps):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MODELS, use_float64_angles
-from test_sink_cache import feed, random_ids
+from test_sink_cache import feed, losses, random_ids
 from torch.testing import assert_close
 
 from streamlm.cache.prepare import prepare
@@ -23,30 +23,29 @@ CUDA = pytest.param(
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("options", [{"position_limit": 50}, {"kv_dtype": "int8"}])  # moving back rounds keys
 @pytest.mark.parametrize("family", sorted(MODELS))
-def test_a_stream_on_a_device_has_the_losses_of_the_cpu(device, kv_dtype, family):
-    ids, cfg = random_ids(1, 200)[0].numpy(), StreamConfig(n_sink=3, window_size=20)
-    options = {"chunk": 64, "query_block": 16, "position_limit": 50, "kv_dtype": kv_dtype}
-    losses = []
-    for where in ("cpu", device):
-        with prepare(use_float64_angles(MODELS[family]()).to(where)) as model:
-            losses.append(score_stream(model, ids, cfg, **options)[0])
-    assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=0, atol=1e-9)
+def test_blocks_on_a_device_have_the_losses_of_single_tokens_on_the_cpu(device, options, family):
+    ids = random_ids(1, 200)
+    with prepare(use_float64_angles(MODELS[family]())) as model:
+        cache = SinkCache(model.config, 3, 20, **options)
+        expected = losses(feed(model, cache, ids, [1]), ids)
+    with prepare(use_float64_angles(MODELS[family]()).to(device)) as model:
+        cfg = StreamConfig(n_sink=3, window_size=20)
+        found, _ = score_stream(model, ids[0].numpy(), cfg, chunk=64, query_block=16, **options)
+    assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_a_padded_batch_on_a_device_has_the_logits_of_the_cpu(device):
-    ids = random_ids(2, 60)
-    mask = torch.ones_like(ids)
-    mask[1, :7] = 0
-    logits = []
-    for where in ("cpu", device):
-        with prepare(use_float64_angles(MODELS["llama"]()).to(where)) as model:
-            cache = SinkCache(model.config, 3, 20)
-            logits.append(feed(model, cache, ids.to(where), [20, 9, 1], mask.to(where)).cpu())
-    assert_close(logits[1][0], logits[0][0], rtol=0, atol=1e-9)
-    assert_close(logits[1][1, 7:], logits[0][1, 7:], rtol=0, atol=1e-9)
+def test_a_padded_batch_on_a_device_has_the_logits_of_single_rows_on_the_cpu(device):
+    ids, pads = random_ids(2, 60), (0, 7)
+    mask = torch.arange(60) >= torch.tensor(pads)[:, None]
+    with prepare(use_float64_angles(MODELS["llama"]()).to(device)) as model:
+        found = feed(model, SinkCache(model.config, 3, 20), ids.to(device), [20, 9, 1], mask.to(device)).cpu()
+    with prepare(use_float64_angles(MODELS["llama"]())) as model:
+        for row, n_pads in enumerate(pads):
+            alone = feed(model, SinkCache(model.config, 3, 20), ids[row : row + 1, n_pads:], [1])
+            assert_close(found[row, n_pads:], alone[0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -256,8 +256,7 @@ def attend_one(
     Returns:
         (B, Hq, 1, Dv)
     """
-    many_keys = mkl_is_slow() and k.device.type == "cpu" and k[..., 0].numel() >= MANY_KEYS
-    if softcap is None and sink_logits is None and not (many_keys and k.dtype == torch.float32):
+    if softcap is None and sink_logits is None and not _sdpa_is_slow(k):
         return torch.nn.functional.scaled_dot_product_attention(
             q,
             k,
@@ -271,6 +270,12 @@ def attend_one(
     mask = None if visible is None else _additive(visible, q.dtype)
     weights = _weights(scores, mask, softcap, sink_logits)
     return (weights.squeeze(3).to(v.dtype) @ v).flatten(1, 2)[:, :, None]
+
+
+def _sdpa_is_slow(k: Tensor) -> bool:
+    """Return whether products compute one query per row over these keys (B, Hkv, Tk, D) faster than SDPA."""
+    is_mkls = k.device.type == "cpu" and k.dtype == torch.float32 and mkl_is_slow()
+    return is_mkls and k[..., 0].numel() >= MANY_KEYS
 
 
 def stream_attention(

@@ -1,13 +1,10 @@
 """One decoding step of a full cache, captured once and replayed for every token."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
 from streamlm.cache.forward import cache_argument
@@ -15,19 +12,6 @@ from streamlm.cache.plan import ChunkPlan, DecodePlan, LayerKind, PassPlan, slot
 from streamlm.cache.sink_cache import SinkCache
 
 Step = Callable[[], Tensor]
-
-
-def compiled(run: Step) -> Step:
-    """Return what `run` does, compiled: traced to plain operators, which torch's inductor fuses.
-
-    A graph without Python in it takes a fifth of the time that compiling the model's own code takes, and no
-    later token compiles anything.
-    """
-    run()  # what is set up lazily must not be traced
-    graph = make_fx(lambda: run())()  # a bound method would count as having an argument
-    step: Step = torch.compile(graph, fullgraph=True, dynamic=False)
-    step()  # compiles
-    return step
 
 
 def cuda_graph(run: Step) -> Step:
@@ -64,16 +48,14 @@ class CapturedStep:
         ValueError: if the cache is not full, its rows differ, or layers have a state of fixed size.
     """
 
-    like: Any = None  # what the model returned for an earlier token, in `compile_steps`
-
     @torch.inference_mode(False)  # whoever calls it: tensors born in inference mode stay in it
     def __init__(
         self, model: PreTrainedModel, cache: SinkCache, capture: Callable[[Step], Step] = cuda_graph
     ) -> None:
         self.model, self.cache = model, cache
         self.dtype = torch.promote_types(model.dtype, torch.float32)  # of rotations
-        self.addresses = self._check()
-        stores, begin = cache._stores, time.perf_counter()
+        self._check()
+        self.addresses, stores = self._addresses(), cache._stores
         self.tokens = torch.zeros(stores[0].keys.shape[1], 1, dtype=torch.int64, device=model.device)
         self.position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         self.slots = {
@@ -90,28 +72,23 @@ class CapturedStep:
             self.replay = capture(self._run)
         finally:
             cache._captured_pass = None
-        self.capture_sec = time.perf_counter() - begin
-
-    def __deepcopy__(self, _: object) -> None:
-        """Return None: a copy of the cache lies elsewhere, and gets a step of its own."""
 
     @staticmethod
     def takes(cache: SinkCache) -> bool:
         """Return whether a step of this cache can be captured, or replayed, as it stands."""
-        is_full, is_idle = (
-            cache._state.n_seen >= cache.capacity,
-            cache._pass is None and not cache._captured_pass,
-        )
-        return is_full and is_idle and cache._state.padding.pads is None and not cache._kept_states
+        if cache._kept_states or cache._pass is not None or cache._captured_pass is not None:
+            return False
+        return cache._state.n_seen >= cache.capacity and cache._state.padding.pads is None
 
     def fits(self, tokens: Tensor) -> bool:
-        """Return whether tokens (B, 1) can be fed, the cache being as it was."""
-        return (
-            self.takes(self.cache) and tokens.shape == self.tokens.shape and self._check() == self.addresses
-        )
+        """Return whether these are tokens (B, 1) of as many rows, and the cache lies where it was."""
+        return tokens.shape == self.tokens.shape and self._addresses() == self.addresses
 
-    def _check(self) -> list[int]:
-        """Return where the cache lies, if a step of it can be captured or replayed."""
+    def _addresses(self) -> list[int]:
+        return [store.keys.data_ptr() for store in self.cache._stores]
+
+    def _check(self) -> None:
+        """Raise ValueError unless a step of the cache can be captured or replayed."""
         state, capacity = self.cache._state, self.cache.capacity
         if self.cache._kept_states:
             raise ValueError("a step cannot be captured where layers have a state of fixed size")
@@ -120,7 +97,6 @@ class CapturedStep:
                 "a step can be captured and replayed while the cache is full, and without left pads; "
                 f"{state.n_seen} tokens were seen of {capacity}, pads: {state.padding.pads}"
             )
-        return [store.keys.data_ptr() for store in self.cache._stores]
 
     def _advance(self) -> PassPlan:
         """Rotate the sinks for the next token, and set its position and its slots."""

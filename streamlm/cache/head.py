@@ -39,7 +39,7 @@ def head_of(model: PreTrainedModel) -> Head:
     What a model does to its logits is in it, such as scales and soft caps.
     """
     stand_in = copy.copy(model)  # the same weights
-    stand_in.__dict__.pop("forward", None)  # of accelerate, which would call the model itself
+    stand_in.__dict__.pop("forward", None)  # of accelerate or `compile_steps`: it would call the model itself
     stand_in._modules = {**model._modules, model.base_model_prefix: _Base()}
 
     def head(hidden: Tensor) -> Tensor:

@@ -103,9 +103,9 @@ def use_fast_linears(model: nn.Module) -> None:
                 module.__class__ = FastLinear
 
 
-def products_of(model: nn.Module, dtype: torch.dtype) -> str:
-    """Return how the products of a model with weights of this type are computed, for its records."""
-    layers = [module for module in model.modules() if isinstance(module, FastLinear)]
-    if dtype == torch.float32 and layers and layers[0].weight.device.type == "cpu":
+def products_of(model: nn.Module) -> str:
+    """Return how the linear layers of a model are computed, for its records."""
+    weights = [module.weight for module in model.modules() if isinstance(module, FastLinear)]
+    if weights and weights[0].dtype == torch.float32 and weights[0].device.type == "cpu":
         return f"oneDNN; up to {FEW_ROWS} rows as a batch of row blocks of the weight"
     return "as torch chooses"

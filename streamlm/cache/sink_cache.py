@@ -83,7 +83,8 @@ class SinkCache(Cache):  # type: ignore[misc]
         self._stores: list[Store] = []
         self._pass: PassPlan | None = None  # the one that a prepared model is in
         self._captured_pass: PassPlan | None = None  # planned ahead, while a step is captured
-        self._compiled_step: Any = None  # of `compile_steps`: a CapturedStep
+        self._compiled_step: Any = None  # a CompiledStep, once `compile_steps` has made one
+        self._compile_sec = 0.0  # that steps of this cache took to compile
         quantized = parse_kv_dtype(kv_dtype)
         make = SinkLayer if quantized is None else partial(QuantizedLayer, kv_dtype=quantized)
         alike = Counter(geometries.values())

@@ -152,9 +152,8 @@ def _write(
             if bar is not None:
                 bar.update()
         seconds = time.perf_counter() - begin
-    step = cache._compiled_step
     return {
-        **({} if step is None else {"compile_sec": step.capture_sec}),
+        **({"compile_sec": cache._compile_sec} if cache._compile_sec else {}),
         "kv_tokens": cache.n_held,
         "kv_bytes": kv_bytes,
         "runtime_sec": seconds,

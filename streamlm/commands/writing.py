@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from streamlm.commands.inputs import find_model
 from streamlm.commands.options import drawing_option
 from streamlm.config import Compute
@@ -46,6 +48,8 @@ def open_writer(model_name: Path, compute: Compute, compile: bool) -> tuple["Ope
     from streamlm.measure.open_model import open_model
     from streamlm.sources.corpus import read_tokenizer
 
+    if compile:
+        typer.echo("once the cache is full, a step is compiled: half a minute the first time", err=True)
     model_dir, title = find_model(model_name)
     tokenizer = read_tokenizer(model_dir)
     return open_model(model_dir, compute, title=title, compile=compile), tokenizer

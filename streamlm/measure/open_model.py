@@ -35,7 +35,7 @@ class OpenedModel:
             "device": device_name(self.compute.device),
             "dtype": self.compute.dtype,
             "torch_threads": torch.get_num_threads(),
-            "products": products_of(self.model, self.model.dtype),
+            "products": products_of(self.model),
         }
 
     @property
