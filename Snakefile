@@ -8,7 +8,7 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from streamlm.experiment import plan, preflight
+from streamlm.experiment import plan, preflight, warm_start
 from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.experiment.faults import check_syntax
 from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
@@ -48,6 +48,9 @@ onstart:
         preflight.check_results_dir(config, writable=True)
     except ValueError as error:
         raise WorkflowError(str(error)) from None
+    measuring = [job for job in workflow.dag.needrun_jobs() if job.rule.name.startswith("measure_")]
+    if len(measuring) > 1 and workflow.local_exec:
+        warm_start.start()
 
 
 # Snakemake 9.27 notes the params and inputs of a failed job as if it had made its output. With older results

@@ -212,7 +212,7 @@ def _parts(q: Tensor, k: Tensor, block: QueryBlock, n_sinks: int) -> list[tuple[
 def _weights(
     scores: Tensor, mask: Tensor | None, softcap: float | None, sink_logits: Tensor | None
 ) -> Tensor:
-    """Return the softmax of scores (B, Hkv, G, Tq, Tk), which it overwrites, in float32 or wider.
+    """Return the softmax of scores (B, Hkv, G, Tq, Tk), which it overwrites.
 
     Args:
         scores: of queries and keys, scaled.
@@ -224,12 +224,10 @@ def _weights(
         scores = scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         scores.add_(mask.to(scores.dtype))
-    # Sum in fp32: in bf16, 256 + 1 == 256.
-    wide = torch.promote_types(scores.dtype, torch.float32)
     if sink_logits is None:
-        return scores.softmax(-1, dtype=wide)
+        return scores.softmax(-1)  # torch sums in float32 whatever the type: in bfloat16, 256 + 1 == 256
     column = sink_logits.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, column), dim=-1).softmax(-1, dtype=wide)[..., :-1]
+    return torch.cat((scores, column), dim=-1).softmax(-1)[..., :-1]
 
 
 def attend_one(

@@ -14,6 +14,7 @@ from streamlm.provenance import processor_maker
 
 FEW_ROWS = 4  # tokens of all rows of a batch; beyond, oneDNN is faster
 MANY_OUTPUTS = 2**15  # of one head; with fewer, a call of oneDNN costs more than it gains
+LARGE_BYTES = 2**25  # glibc keeps no larger tensor for the next one: every page of it is made anew
 BLOCKS = 16  # of a weight's rows; more threads than these find no work
 
 
@@ -51,15 +52,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def one_by_one(x: Tensor, weights: Tensor, n_outputs: int) -> bool:
-    """Return whether products of several heads, with so many outputs each, are faster a head at a time."""
-    return mkl_is_slow() and n_outputs >= MANY_OUTPUTS and _onednn_takes(x, weights)
+    """Return whether products of x (B, H, T, I) are faster a head at a time, with so many outputs each."""
+    is_large = n_outputs * weights.shape[:2].numel() * x.element_size() >= LARGE_BYTES
+    return x.device.type == "cpu" and (is_large or _onednn_is_faster(x, weights, n_outputs))
 
 
 def batched_linear(x: Tensor, weights: Tensor) -> Tensor:
     """Return each of x (B, H, T, I) times its own weight of (B, H, O, I): (B, H, T, O)."""
-    if weights.shape[:2] == (1, 1) and one_by_one(x, weights, x.shape[2] * weights.shape[2]):
+    if weights.shape[:2] == (1, 1) and _onednn_is_faster(x, weights, x.shape[2] * weights.shape[2]):
         return linear(x, weights[0, 0])
     return x @ weights.mT
+
+
+def _onednn_is_faster(x: Tensor, weights: Tensor, n_outputs: int) -> bool:
+    return mkl_is_slow() and n_outputs >= MANY_OUTPUTS and _onednn_takes(x, weights)
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:

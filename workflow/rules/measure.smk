@@ -11,8 +11,6 @@ rule measure_perplexity:
         losses=f"{RESULTS}/runs/{{corpus}}/{{label}}.npy",
     log:
         f"{RESULTS}/logs/measure_perplexity/{{corpus}}/{{label}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_perplexity/{{corpus}}/{{label}}.tsv"
     conda:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
@@ -40,8 +38,6 @@ rule measure_latency:
         LATENCY,
     log:
         f"{RESULTS}/logs/measure_latency/{{capacity}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_latency/{{capacity}}.tsv"
     conda:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
@@ -68,8 +64,6 @@ rule measure_long_run:
         LONG_RUN,
     log:
         f"{RESULTS}/logs/measure_long_run.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_long_run.tsv"
     conda:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
@@ -98,8 +92,6 @@ rule measure_compression:
         losses=f"{RESULTS}/kvpress/runs/{{press}}.npy",
     log:
         f"{RESULTS}/logs/measure_compression/{{press}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_compression/{{press}}.tsv"
     conda:
         "../../envs/streamlm.yaml"
     threads: workflow.cores
@@ -128,8 +120,6 @@ rule measure_decoding:
         losses=f"{RESULTS}/kvpress/decoding.npy",
     log:
         f"{RESULTS}/logs/measure_decoding.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/measure_decoding.tsv"
     conda:
         "../../envs/streamlm.yaml"
     threads: workflow.cores

@@ -1,3 +1,7 @@
+from streamlm.experiment import warm_start
+
+warm_start.join()
+
 import sys
 from pathlib import Path
 

@@ -1,0 +1,167 @@
+"""A job that runs in a fork of a loaded process does what it does by itself, and ends when it would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from project import ROOT, environment
+from small_run import RESULTS, TARGETS, contents, make_project, run, start
+
+from streamlm.experiment import warm_start
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks what has been loaded")
+
+# Stands for snakemake: prints the variables that lead to the process that forks, and waits.
+STARTER = """
+import json, os, sys
+from streamlm.experiment import warm_start
+warm_start.start()
+names = warm_start.SOCKET, warm_start.PREFIX
+print(json.dumps([{name: os.environ[name] for name in names}, warm_start._started[0].pid]), flush=True)
+sys.stdin.read()
+"""
+JOIN = "from streamlm.experiment import warm_start; warm_start.join()\n"
+DESCRIBE = """
+import json, os, sys
+found = [os.getcwd(), os.environ["OF_THE_JOB"], sys.argv, "torch" in sys.modules, os.getpid(), __name__]
+print(json.dumps(found))
+print("said on stderr", file=sys.stderr)
+"""
+
+
+class Starter:
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", STARTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.variables, self.pid = json.loads(self.process.stdout.readline())
+        self.folder = Path(self.variables[warm_start.SOCKET]).parent
+
+
+@pytest.fixture(scope="module")
+def starter():
+    started = Starter()
+    yield started
+    started.process.communicate()
+
+
+def ask(place, program, variables):
+    """Start a script that joins."""
+    script = place / "script.py"
+    script.write_text(JOIN + program)
+    path = {"PYTHONPATH": str(ROOT), "OF_THE_JOB": "its own"}
+    return subprocess.Popen(
+        [sys.executable, script], cwd=place, env=environment() | path | variables,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def has_ended(pid, within=20):
+    """Return whether a process that is not a child of this one ends in time."""
+    for _ in range(int(20 * within)):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_fork_runs_the_script_as_if_it_had_been_started_by_itself(starter, tmp_path):
+    job = ask(tmp_path, DESCRIBE, starter.variables)
+    said, errors = job.communicate()
+    folder, variable, argv, is_loaded, pid, name = json.loads(said)
+    assert job.returncode == 0
+    assert (folder, variable, argv) == (str(tmp_path), "its own", [str(tmp_path / "script.py")])
+    assert (is_loaded, name, errors) == (True, "__main__", "said on stderr\n")
+    assert pid not in (job.pid, starter.pid)
+    assert json.loads(ask(tmp_path, DESCRIBE, starter.variables).communicate()[0])[4] != pid
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "errors"),
+    [
+        ("import sys; sys.exit(3)", 3, ""),
+        ("import sys; sys.exit()", 0, ""),
+        ("import sys; sys.exit('a reason')", 1, "a reason"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "the process of this job was killed; most often, memory"),
+    ],
+)
+def test_script_that_fails_fails_the_job(starter, tmp_path, program, status, errors):
+    job = ask(tmp_path, program, starter.variables)
+    assert errors in job.communicate()[1]
+    assert job.returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_fork_ends_with_the_job_that_asked(starter, tmp_path, number):
+    job = ask(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(600)", starter.variables)
+    pid = int(job.stdout.readline())
+    assert not has_ended(pid, within=0.5)
+    job.send_signal(number)
+    assert has_ended(pid)
+    job.communicate()
+
+
+@pytest.mark.parametrize(
+    "change", [{warm_start.SOCKET: "/nowhere/socket"}, {warm_start.PREFIX: "/another/environment"}]
+)
+def test_job_without_a_process_to_fork_runs_by_itself(starter, tmp_path, change):
+    job = ask(tmp_path, DESCRIBE, starter.variables | change)
+    assert json.loads(job.communicate()[0])[3:5] == [False, job.pid]
+    assert job.returncode == 0
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGKILL])
+def test_process_that_forks_ends_with_the_one_that_started_it(number):
+    started = Starter()
+    assert started.folder.stat().st_mode & 0o077 == 0
+    if number is not None:
+        started.process.send_signal(number)
+    started.process.communicate()
+    assert has_ended(started.pid)
+    assert not started.folder.exists()
+
+
+def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(undisturbed, tmp_path):
+    place = make_project(tmp_path / "project")
+    script = place / "workflow" / "scripts" / "measure_perplexity.py"
+    script.write_text(
+        script.read_text().replace("import sys\n", "import sys\nIS_FORK = 'torch' in sys.modules\n")
+    )
+    with script.open("a") as file:
+        file.write("\nprint('a fork:', IS_FORK)\n")
+    done, said = run(place, *TARGETS)
+    assert done, said
+    logs = list((place / RESULTS / "logs" / "measure_perplexity").rglob("*.log"))
+    assert len(logs) == 4
+    assert all("a fork: True" in log.read_text() for log in logs)
+    alone = next((place / RESULTS / "runs").rglob("*.json"))
+    alone.unlink()
+    done, said = run(place, str(alone.relative_to(place)))
+    assert done, said
+    assert sum("a fork: False" in log.read_text() for log in logs) == 1
+    assert contents(place) == contents(undisturbed.place)
+
+
+def test_ctrl_c_reaches_the_forks_of_a_run(undisturbed, tmp_path):
+    place = make_project(tmp_path / "project")
+    process = start(place, *TARGETS)
+    while not list((place / RESULTS / "logs").rglob("measure_perplexity/*/*.log")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    for _ in range(200):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("something of the run is left")
