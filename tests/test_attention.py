@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import reference
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from streamlm.cache import attention
 from streamlm.cache.attention import attend, plan_attention, stream_attention, streaming_mask
 from streamlm.cache.rope import Rotary
 from streamlm.config import StreamConfig
@@ -63,15 +66,23 @@ def test_blocks_match_token_by_token(n_tokens, block, n_sink, window_size):
     heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (4, 4)]),
     n_rotary=st.integers(1, HEAD_DIM // 2),
     seed=st.integers(0, 9),
+    fused=st.booleans(),
 )
-def test_drawn_blocks_match_token_by_token(n_tokens, block, n_sink, window_size, heads, n_rotary, seed):
-    assert_blocks_match(n_tokens, block, n_sink, window_size, heads, n_rotary, seed)
+def test_drawn_blocks_match_token_by_token(
+    n_tokens, block, n_sink, window_size, heads, n_rotary, seed, fused
+):
+    with patch.object(attention, "_is_fused", lambda device: fused):
+        assert_blocks_match(n_tokens, block, n_sink, window_size, heads, n_rotary, seed)
 
 
 @given(
-    n_past=st.integers(8, 30), n_new=st.integers(1, 12), block=st.integers(1, 12), shift=st.integers(0, 30)
+    n_past=st.integers(8, 30),
+    n_new=st.integers(1, 12),
+    block=st.integers(1, 12),
+    shift=st.integers(0, 30),
+    fused=st.booleans(),
 )
-def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, block, shift):
+def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, block, shift, fused):
     cfg = StreamConfig(n_sink=2, window_size=5)
     inv_freq, total = frequencies(3), n_past + n_new
     q, k, v = random_qkv(total)
@@ -79,13 +90,14 @@ def test_a_later_pass_continues_the_stream_whatever_its_shift(n_past, n_new, blo
     plan = plan_attention(
         cfg, Rotary(inv_freq), q.device, n_past=n_past, n_new=n_new, dtype=q.dtype, shift=shift, block=block
     )
-    later = attend(
-        rotated(q, inv_freq, shift, 2)[:, :, n_past:],
-        rotated(k, inv_freq, shift, 2)[:, :, held],
-        v[:, :, held],
-        plan,
-        HEAD_DIM**-0.5,
-    )
+    with patch.object(attention, "_is_fused", lambda device: fused):
+        later = attend(
+            rotated(q, inv_freq, shift, 2)[:, :, n_past:],
+            rotated(k, inv_freq, shift, 2)[:, :, held],
+            v[:, :, held],
+            plan,
+            HEAD_DIM**-0.5,
+        )
     whole = reference.attention(q, k, v, 2, 5, inv_freq)
     assert_close(later, whole[:, :, n_past:], rtol=0, atol=1e-9)
 
@@ -103,3 +115,47 @@ def test_bfloat16_error_is_at_most_twice_that_of_a_plain_bfloat16_attention():
     scores = (q @ k.transpose(-2, -1) * HEAD_DIM**-0.5).masked_fill(future, -torch.inf)
     plain = scores.float().softmax(-1).bfloat16() @ v
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
+
+
+@given(
+    pads=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    n_new=st.integers(1, 20),
+    block=st.integers(1, 25),
+    n_sink=st.integers(0, 4),
+    window_size=st.integers(1, 15),
+)
+def test_fused_form_gives_rows_with_pads_what_the_portable_form_does(pads, n_new, block, n_sink, window_size):
+    cfg, rotary = StreamConfig(n_sink=n_sink, window_size=window_size), Rotary(frequencies(3))
+    n_new += max(pads)
+    plan = plan_attention(
+        cfg, rotary, torch.device("cpu"), n_past=0, n_new=n_new, dtype=torch.float64,
+        pads=torch.tensor(pads), min_pads=min(pads), block=block,
+    )  # fmt: skip
+    made = torch.Generator().manual_seed(len(pads))
+    n_keys = plan.n_sinks + n_new - plan.first_band
+    q, k, v = (
+        torch.randn(len(pads), heads, length, HEAD_DIM, generator=made, dtype=torch.float64)
+        for heads, length in ((4, n_new), (2, n_keys), (2, n_keys))
+    )
+    portable = attend(q, k, v, plan, 0.3)
+    with patch.object(attention, "_is_fused", lambda device: True):
+        assert_close(attend(q, k, v, plan, 0.3), portable, rtol=0, atol=1e-12)
+
+
+def test_on_cuda_sdpa_attends_unless_scores_are_capped_or_have_learned_sinks():
+    assert attention._is_fused(torch.device("cuda", 1))
+    assert not attention._is_fused(torch.device("cpu"))
+    q, k, v = random_qkv(5)
+    plan = plan_attention(
+        StreamConfig(n_sink=1, window_size=3), None, q.device, n_past=0, n_new=5, dtype=q.dtype
+    )
+    logits = torch.zeros(4, dtype=q.dtype)
+    with (
+        patch.object(attention, "_is_fused", lambda device: True),
+        patch.object(torch.nn.functional, "scaled_dot_product_attention", side_effect=RuntimeError("SDPA")),
+    ):
+        keys, values = (torch.cat((x[:, :, :1], x), dim=2) for x in (k, v))
+        for options in ({"softcap": 5.0}, {"sink_logits": logits}):
+            assert attend(q, keys, values, plan, 0.3, **options).isfinite().all()
+        with pytest.raises(RuntimeError, match="SDPA"):
+            attend(q, keys, values, plan, 0.3)

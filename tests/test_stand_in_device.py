@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from streamlm.cache import attention
 from streamlm.cache.head import head_of
 from streamlm.cache.plan import Padding
 from streamlm.cache.prepare import prepare
@@ -99,6 +100,13 @@ def full_cache(model, **options):
     return cache
 
 
+@pytest.fixture(params=[False, True], ids=["in products", "fused"])
+def attends(request, monkeypatch):
+    """Both ways to attend to a block of queries."""
+    monkeypatch.setattr(attention, "_is_fused", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("attends")
 @pytest.mark.parametrize("kv_dtype", [None, "int8", "bfloat16"])
 def test_scoring_stays_on_the_device(model, kv_dtype):
     cache, head = SinkCache(model.config, N_SINK, WINDOW, kv_dtype=kv_dtype, position_limit=0), head_of(model)
@@ -118,6 +126,7 @@ def test_decoding_stays_on_the_device(model, kv_dtype):
     assert cache._state.shift
 
 
+@pytest.mark.usefixtures("attends")
 @pytest.mark.parametrize("kv_dtype", [None, "int8"])
 def test_padded_batch_stays_on_the_device(model, kv_dtype):
     cache = SinkCache(model.config, N_SINK, WINDOW, kv_dtype=kv_dtype)

@@ -175,6 +175,8 @@ def attend(
         (B, Hq, Tq, Dv), with heads next to features in memory.
     """
     n_groups, n_sinks = q.shape[1] // k.shape[1], plan.n_sinks
+    if softcap is None and sink_logits is None and _is_fused(q.device):
+        return _attend_fused(q, k, v, plan, scaling)
     q = q * scaling
     q_sink = None if plan.to_sinks is None else plan.to_sinks.apply(q).unflatten(1, (-1, n_groups))
     # Query heads that share a key head are folded into the query axis: no key is repeated.
@@ -199,6 +201,37 @@ def attend(
             mixed = batched_linear(weights.to(v.dtype).flatten(2, 3), values.mT)
             out[part] = mixed.unflatten(2, (n_groups, -1))
     return out.flatten(1, 2)
+
+
+def _is_fused(device: torch.device) -> bool:
+    """Return whether SDPA computes masked attention in one kernel there, which keeps no scores in memory."""
+    return device.type == "cuda"
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scaling: float) -> Tensor:
+    """Return what `attend` does, by one call of SDPA for each block of queries.
+
+    Sinks are scored with another rotation of the query than the band is. So they get features of their own:
+    a query is (q, q to sinks), a key of the band (k, 0), and a sink (0, k).
+    """
+    n_groups, n_sinks = q.shape[1] // k.shape[1], plan.n_sinks
+    if plan.to_sinks is not None:
+        q = torch.cat((q, plan.to_sinks.apply(q)), dim=-1)
+        sinks, band = k[:, :, :n_sinks], k[:, :, n_sinks:]
+        pad = torch.nn.functional.pad
+        k = torch.cat((pad(sinks, (k.shape[-1], 0)), pad(band, (0, k.shape[-1]))), dim=2)
+    k, v = (x.repeat_interleave(n_groups, dim=1) for x in (k, v))
+    out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
+    for block in plan.blocks:
+        keys, values = (torch.cat((x[:, :, :n_sinks], x[:, :, block.band]), dim=2) for x in (k, v))
+        out[:, :, block.queries] = torch.nn.functional.scaled_dot_product_attention(
+            q[:, :, block.queries],
+            keys,
+            values,
+            attn_mask=block.mask.flatten(1, 2).to(q.dtype),
+            scale=scaling,
+        )
+    return out
 
 
 def _parts(q: Tensor, k: Tensor, block: QueryBlock, n_sinks: int) -> list[tuple[slice, slice]]:

@@ -71,7 +71,7 @@ def score_stream(
     for start in range(done, len(losses), chunk):
         part = stream[start : start + chunk + 1]
         hidden = base(part[None, :-1], **cache_argument(base, cache)).last_hidden_state[0]
-        losses[start : start + chunk] = _losses(head, hidden, part[1:])
+        losses[start : start + chunk] = next_losses(head, hidden, part[1:])
         so_far = losses[: start + chunk]
         if checkpoint is not None:
             checkpoint.keep(so_far, cache)
@@ -133,14 +133,14 @@ def recompute_losses(
         seen = stream[position - capacity + 1 : position + 1]
         hidden = base(seen[None], **cache_argument(base, cache)).last_hidden_state[0, -1:]
         target = stream[position + 1 : position + 2]
-        losses[i : i + 1] = _losses(head, hidden, target)
+        losses[i : i + 1] = next_losses(head, hidden, target)
         if on_progress is not None:
             on_progress(i + 1)
     return losses, cache
 
 
-def _losses(head: Head, hidden: Tensor, targets: Tensor) -> np.ndarray:
-    """Return the losses (T,) of hidden states (T, H) without ever holding all T x V logits."""
+def next_losses(head: Head, hidden: Tensor, targets: Tensor) -> np.ndarray:
+    """Return the losses (T,) in nats after hidden states (T, H), without ever holding all T x V logits."""
     parts = zip(hidden.split(HEAD_BLOCK), targets.split(HEAD_BLOCK), strict=True)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     losses = [
