@@ -39,7 +39,7 @@ test: env
 	lint-imports --no-cache --no-logo
 	snakefmt --check Snakefile workflow
 	snakemake --lint
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not kvpress"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive pytest -n 3 --dist loadfile -m "not slow and not kvpress"
 	pytest -m "not slow and kvpress"
 
 # The library under the newest transformers, in an environment of its own.
@@ -61,7 +61,7 @@ latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 
 test-latest: latest
-	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 3 --dist loadfile -m "not slow and not kvpress" \
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LATEST)/bin/python -m pytest -n 3 --dist loadfile -m "not slow and not kvpress" \
 		-k "not compare and not shell_block" $(LIBRARY:%=tests/test_%.py)
 
 # Which decoders are exact, in docs/models.md: with the pinned transformers, and with the newest.

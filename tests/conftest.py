@@ -37,6 +37,14 @@ def _kvpress_only_where_it_is_marked(request):
     assert marked or "kvpress" not in sys.modules, "mark this test kvpress: it imported it"
 
 
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    """Commands in this process take every core, for good: the tests after them would wait for each other."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_llama(**changes):
     """A grouped-query Llama: 2 layers, 4 query and 2 key heads, head size 8."""
     torch.manual_seed(0)

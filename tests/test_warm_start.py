@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from project import ROOT, environment
-from small_run import RESULTS, TARGETS, contents, make_project, run, start
+from small_run import contents, make_project, run
 
 from streamlm.experiment import warm_start
 
@@ -118,12 +118,10 @@ def test_job_without_a_process_to_fork_runs_by_itself(starter, tmp_path, change)
     assert job.returncode == 0
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGKILL])
-def test_process_that_forks_ends_with_the_one_that_started_it(number):
+def test_process_that_forks_ends_with_the_one_that_started_it_however_that_ends():
     started = Starter()
     assert started.folder.stat().st_mode & 0o077 == 0
-    if number is not None:
-        started.process.send_signal(number)
+    started.process.kill()
     started.process.communicate()
     assert has_ended(started.pid)
     assert not started.folder.exists()
@@ -132,36 +130,15 @@ def test_process_that_forks_ends_with_the_one_that_started_it(number):
 def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(undisturbed, tmp_path):
     place = make_project(tmp_path / "project")
     script = place / "workflow" / "scripts" / "measure_perplexity.py"
-    script.write_text(
-        script.read_text().replace("import sys\n", "import sys\nIS_FORK = 'torch' in sys.modules\n")
-    )
-    with script.open("a") as file:
-        file.write("\nprint('a fork:', IS_FORK)\n")
-    done, said = run(place, *TARGETS)
-    assert done, said
-    logs = list((place / RESULTS / "logs" / "measure_perplexity").rglob("*.log"))
-    assert len(logs) == 4
-    assert all("a fork: True" in log.read_text() for log in logs)
-    alone = next((place / RESULTS / "runs").rglob("*.json"))
-    alone.unlink()
-    done, said = run(place, str(alone.relative_to(place)))
-    assert done, said
-    assert sum("a fork: False" in log.read_text() for log in logs) == 1
-    assert contents(place) == contents(undisturbed.place)
-
-
-def test_ctrl_c_reaches_the_forks_of_a_run(undisturbed, tmp_path):
-    place = make_project(tmp_path / "project")
-    process = start(place, *TARGETS)
-    while not list((place / RESULTS / "logs").rglob("measure_perplexity/*/*.log")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    process.wait(timeout=60)
-    for _ in range(200):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("something of the run is left")
+    is_fork = "\nimport sys; IS_FORK = 'torch' in sys.modules\n"
+    script.write_text(script.read_text().replace("\nimport sys\n", is_fork) + "\nprint('a fork:', IS_FORK)\n")
+    records = [name for name in undisturbed.contents if "/runs/" in name and name.endswith(".json")]
+    for together in (records[:2], records[2:3]):
+        done, said = run(place, *together)
+        assert done, said
+        for record in together:
+            log = (place / record.replace("/runs/", "/logs/measure_perplexity/")).with_suffix(".log")
+            assert f"a fork: {len(together) > 1}" in log.read_text()
+    made = contents(place)
+    assert len(made) > 6
+    assert made == {name: undisturbed.contents[name] for name in made}
