@@ -34,7 +34,7 @@ from streamlm.stats import trend
 N_SINK = 4
 PASS = 1024  # tokens of all rows in one pass through the model
 YOUNG_PASSES = 8  # that a young stream has seen
-PAIR_EVERY = 8  # passes
+PAIR_EVERY = 16  # passes
 PARTS = 48  # along the stream
 
 
@@ -79,7 +79,7 @@ def measure(model, ids, case):
         is_paired = snapshot is not None and i % PAIR_EVERY == 0
         streams = [old, young] if is_paired else [old]
         if is_paired:
-            young.cache.reset()
+            young.cache = SinkCache(model.config, N_SINK, case.capacity - N_SINK)
             young.cache.load_state_dict(snapshot)
         if i // PAIR_EVERY % 2:
             streams.reverse()
