@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding gpu publish clean
+.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish clean
 
 all: env
 	snakemake --cores 1 all
@@ -54,7 +54,7 @@ $(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
 # All that depends on transformers, but for kvpress, which does not allow this one, and the workflow, which needs
 # kvpress. Three at a time, since the tests of a hub mostly wait for it.
 LIBRARY := archives attention chat cli cost captured_step compiled docs every_family families footprint front_door gguf hub \
-	kept_state latency methods model_folders models perplexity probe products rescore sampling scoring sink_cache threads
+	kept_state latency methods model_folders models perplexity probe products quantized_attention rescore sampling scoring sink_cache threads
 
 latest: $(LATEST)/.ready
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
@@ -119,6 +119,11 @@ bench-decoding: env $(OLD)/.ready
 	snakemake --cores 1 data/tokens/smollm2-135m-instruct/wikitext.npy
 	python benchmarks/decoding.py --theirs $(OLD)/bin/python > benchmarks/decoding.txt
 	python benchmarks/plot_decoding.py
+
+# Three quarters of an hour in which nothing else should run.
+bench-growth: env
+	snakemake --cores 1 data/tokens/smollm2-135m-instruct/pg19.npy
+	python benchmarks/growth.py > benchmarks/growth.txt
 
 # On a machine with a GPU that torch sees (docs/gpu.md): its tests, then what decoding and scoring cost there.
 gpu: env

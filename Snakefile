@@ -49,7 +49,7 @@ onstart:
     except ValueError as error:
         raise WorkflowError(str(error)) from None
     measuring = [job for job in workflow.dag.needrun_jobs() if job.rule.name.startswith("measure_")]
-    if len(measuring) > 1 and workflow.local_exec:
+    if len(measuring) > 1 and workflow.local_exec and not workflow.touch:
         warm_start.start()
 
 

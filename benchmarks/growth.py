@@ -175,7 +175,8 @@ def main():
     parser.add_argument("--figure", type=Path, default=Path("docs/results/growth.png"))
     options = parser.parse_args()
     path = options.ids or Path("data/tokens") / options.model.name / "pg19.npy"
-    ids = torch.from_numpy(np.load(path)[: options.tokens + 1].astype(np.int64))
+    stream = np.load(path)[: options.tokens + 1].astype(np.int64)
+    ids = torch.from_numpy(stream[: (len(stream) - 1) // PASS * PASS + 1])  # whole passes
     opened = open_model(options.model, Compute(device="cpu", dtype="bfloat16"))
     machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, bfloat16"
     about = f"{opened.title}; {len(ids) - 1} tokens of {path.stem}, each read once; {machine}"

@@ -59,13 +59,14 @@ def test_generate_writes_the_same_and_counts_the_same_tokens(traced):
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @torch.no_grad()
-def test_rows_that_change_get_a_step_of_their_own(traced):
+def test_rows_that_change_get_a_step_of_their_own(traced, kv_dtype):
     ids = random_ids(3, 80)
     changes = ([[2, 0]], [[1], [0, 0]])  # fewer rows; then as many at another address
     with prepare(use_float64_angles(tiny_llama())) as model:
         compile_steps(model)
-        eager, fast = (SinkCache(model.config, 3, 9) for _ in range(2))
+        eager, fast = (SinkCache(model.config, 3, 9, kv_dtype=kv_dtype) for _ in range(2))
         logits = []
         for cache, size in ((eager, 2), (fast, 1)):  # twos are never steps
             found, rows = [feed(model, cache, ids[:, :20], [10, size])], ids[:, 20:]
@@ -78,6 +79,22 @@ def test_rows_that_change_get_a_step_of_their_own(traced):
     for a, b in zip(*logits, strict=True):
         assert_close(a, b, rtol=0, atol=1e-9)
     assert len(traced) == 3
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@torch.no_grad()
+def test_rows_in_another_order_stay_in_their_step(traced, kv_dtype):
+    ids = random_ids(2, 40)
+    with prepare(use_float64_angles(tiny_llama())) as model:
+        compile_steps(model)
+        eager, fast = (SinkCache(model.config, 3, 9, kv_dtype=kv_dtype) for _ in range(2))
+        found = []
+        for cache, sizes in ((eager, [2]), (fast, [1])):  # twos are never steps
+            feed(model, cache, ids[:, :20], [10, *sizes])
+            cache.batch_select_indices(torch.tensor([1, 0]))
+            found.append(feed(model, cache, ids[[1, 0], 20:], sizes))
+    assert_close(*found, rtol=0, atol=1e-9)
+    assert len(traced) == 1
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from project import ROOT, environment
 from small_run import contents, make_project, run
 
@@ -21,11 +22,13 @@ STARTER = """
 import json, os, sys
 from streamlm.experiment import warm_start
 warm_start.start()
-names = warm_start.SOCKET, warm_start.PREFIX
+names = warm_start.SOCKET, warm_start.PREFIX, warm_start.SINCE
 print(json.dumps([{name: os.environ[name] for name in names}, warm_start._started[0].pid]), flush=True)
 sys.stdin.read()
 """
-JOIN = "from streamlm.experiment import warm_start; warm_start.join()\n"
+BEGIN = "from streamlm.experiment import warm_start; warm_start.begin(log='said.log')\n"
+# What follows is read from the streams of the process.
+UNDO = "import sys; sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__\n"
 DESCRIBE = """
 import json, os, sys
 found = [os.getcwd(), os.environ["OF_THE_JOB"], sys.argv, "torch" in sys.modules, os.getpid(), __name__]
@@ -40,7 +43,6 @@ class Starter:
             [sys.executable, "-c", STARTER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.variables, self.pid = json.loads(self.process.stdout.readline())
-        self.folder = Path(self.variables[warm_start.SOCKET]).parent
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +52,25 @@ def starter():
     started.process.communicate()
 
 
-def ask(place, program, variables):
+def ask(place, program, variables, **options):
     """Start a script that joins."""
     script = place / "script.py"
-    script.write_text(JOIN + program)
+    script.write_text(BEGIN + UNDO + program)
     path = {"PYTHONPATH": str(ROOT), "OF_THE_JOB": "its own"}
     return subprocess.Popen(
         [sys.executable, script], cwd=place, env=environment() | path | variables,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
 
-def has_ended(pid, within=20):
+def has_ended(pid, within=60):
     """Return whether a process that is not a child of this one ends in time."""
     for _ in range(int(20 * within)):
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":  # nobody has asked how it ended
             return True
         time.sleep(0.05)
     return False
@@ -86,8 +90,10 @@ def test_fork_runs_the_script_as_if_it_had_been_started_by_itself(starter, tmp_p
 @pytest.mark.parametrize(
     ("program", "status", "errors"),
     [
-        ("import sys; sys.exit(3)", 3, ""),
+        ("import sys; sys.exit(103)", 103, ""),
         ("import sys; sys.exit()", 0, ""),
+        ("import sys; sys.exit(OSError('an object'))", 1, "an object"),
+        ("sys.stdout.close()", 120, ""),
         ("import sys; sys.exit('a reason')", 1, "a reason"),
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
         ("import os; os.kill(os.getpid(), 9)", 1, "the process of this job was killed; most often, memory"),
@@ -97,6 +103,23 @@ def test_script_that_fails_fails_the_job(starter, tmp_path, program, status, err
     job = ask(tmp_path, program, starter.variables)
     assert errors in job.communicate()[1]
     assert job.returncode == status
+
+
+def test_ctrl_c_is_the_fork_s_to_report(starter, tmp_path):
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    job = ask(tmp_path, program, starter.variables, process_group=0)
+    pid = int(job.stdout.readline())
+    os.kill(pid, signal.SIGINT)
+    os.kill(job.pid, signal.SIGINT)
+    assert job.communicate()[1].count("KeyboardInterrupt") == 1
+    assert job.returncode == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_fork_can_use_the_gpu(starter, tmp_path):
+    job = ask(tmp_path, "import torch; print(torch.ones(1, device='cuda').item())", starter.variables)
+    assert job.communicate() == ("1.0\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -110,21 +133,37 @@ def test_fork_ends_with_the_job_that_asked(starter, tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    "change", [{warm_start.SOCKET: "/nowhere/socket"}, {warm_start.PREFIX: "/another/environment"}]
+    "change",
+    [
+        {warm_start.SOCKET: "of-nobody"},
+        {warm_start.PREFIX: "/another/environment"},
+        {warm_start.SINCE: "1"},  # code has changed since
+        {"LARGE": "x" * 300_000},  # more than a message takes
+    ],
 )
-def test_job_without_a_process_to_fork_runs_by_itself(starter, tmp_path, change):
+def test_job_that_cannot_be_a_fork_runs_by_itself(starter, tmp_path, change):
     job = ask(tmp_path, DESCRIBE, starter.variables | change)
     assert json.loads(job.communicate()[0])[3:5] == [False, job.pid]
     assert job.returncode == 0
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_somebody_else_gets_no_fork(starter):
+    ask_as_nobody = (
+        "import os, socket; os.setuid(65534)\n"
+        "with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:\n"
+        f"    connection.connect('\\0{starter.variables[warm_start.SOCKET]}')\n"
+        "    print(connection.recv(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", ask_as_nobody], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("b''\n", "")
+
+
 def test_process_that_forks_ends_with_the_one_that_started_it_however_that_ends():
     started = Starter()
-    assert started.folder.stat().st_mode & 0o077 == 0
     started.process.kill()
     started.process.communicate()
     assert has_ended(started.pid)
-    assert not started.folder.exists()
 
 
 def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(undisturbed, tmp_path):

@@ -4,12 +4,16 @@ Who owns what: the cache owns stores and layers; a `Store` owns tensors and know
 has an index into one store (and, if quantised, its own rings); `StreamState` has what all layers share.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from transformers.cache_utils import CacheLayerMixin
 
+from streamlm.cache.attention import attend_one
 from streamlm.cache.plan import ChunkPlan, DecodePlan
 from streamlm.cache.ring import QuantizedRing, put, take
 from streamlm.cache.rope import Rotation
@@ -122,6 +126,22 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
             put(stored, plan.slots, _newest(new, plan))
         return seen[0], seen[1]
 
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        plan: DecodePlan,
+        scaling: float,
+        *,
+        softcap: float | None,
+        sink_logits: Tensor | None,
+    ) -> Tensor:
+        """Attend with one query per row to what `update` returned; see `attend_one`."""
+        return attend_one(
+            query, keys, values, plan.visible, scaling, softcap=softcap, sink_logits=sink_logits
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is stored, by name, as it lies in memory."""
         return {"keys": self.keys, "values": self.values, "sinks": self.sinks}
@@ -170,6 +190,27 @@ def _newest(new: Tensor, plan: ChunkPlan) -> Tensor:
     return new[:, :, new.shape[2] - plan.slots.shape[-1] :]
 
 
+def _reads_codes(ring: QuantizedRing) -> bool:
+    """Return whether a kernel can attend to the codes of a ring as they lie.
+
+    Not with gradients, which it does not give; and not while a step is traced to be compiled, since the trace
+    would take what the kernel computes for constants.
+    """
+    return (
+        ring.codes.device.type == "cuda"
+        and ring.codes.dtype == torch.int8
+        and ring.dtype != torch.float64
+        and _has_triton()
+        and not torch.is_grad_enabled()
+        and get_proxy_mode() is None
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 class QuantizedLayer(SinkLayer):
     """A layer that stores its window quantised, and its sinks as they are.
 
@@ -183,6 +224,9 @@ class QuantizedLayer(SinkLayer):
         self.kv_dtype = kv_dtype
         self.n_slots = self.cfg.n_sink
         self.rings: tuple[QuantizedRing, ...] = ()  # of keys, of values
+        # Whether attention is given the very tensors that `update` returns: some models repeat or join them.
+        self.is_passed_on: bool | None = None  # not known yet
+        self._returned: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode(False)
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -199,8 +243,46 @@ class QuantizedLayer(SinkLayer):
         at = torch.full((1,), slot, device=key.device) if isinstance(slot, int) else slot
         for sinks, ring, new in zip((self.keys, self.values), self.rings, (key, value), strict=True):
             ring.put(at, new)
-            seen.append(torch.cat((sinks, ring.read(plan.n_held - n_sink)), dim=2))
+            if not (self.is_passed_on and _reads_codes(ring)):
+                sinks = torch.cat((sinks, ring.read(plan.n_held - n_sink)), dim=2)
+            seen.append(sinks)
+        if self.is_passed_on is None:
+            self._returned = seen[0], seen[1]
         return seen[0], seen[1]
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        plan: DecodePlan,
+        scaling: float,
+        *,
+        softcap: float | None,
+        sink_logits: Tensor | None,
+    ) -> Tensor:
+        """See `SinkLayer`; where a kernel reads the codes, keys and values are those of the sinks alone."""
+        if self._returned is not None:
+            self.is_passed_on = keys is self._returned[0] and values is self._returned[1]
+            self._returned = None
+        if keys.shape[2] == plan.n_held:
+            return super().attend(
+                query, keys, values, plan, scaling, softcap=softcap, sink_logits=sink_logits
+            )
+        from streamlm.cache.quantized_attention import attend_codes  # here: it loads Triton
+
+        key_ring, value_ring = self.rings
+        return attend_codes(
+            query,
+            (keys, values),
+            (key_ring.codes, value_ring.codes),
+            (key_ring.scales, value_ring.scales),
+            plan.n_held - self.cfg.n_sink,
+            plan.visible,
+            scaling,
+            softcap=softcap,
+            sink_logits=sink_logits,
+        )
 
     def _pass(self, keys: Tensor, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:
         n_sink, seen = self.cfg.n_sink, []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from streamlm.cache.attention import attend, attend_one
+from streamlm.cache.attention import attend
 from streamlm.cache.forward import cache_argument, takes_cache_position
 from streamlm.cache.head import head_of
 from streamlm.cache.plan import DecodePlan
@@ -61,7 +61,8 @@ def attention_forward(
     refuse_dropout(dropout)
     plan = cache._plan_of(module.layer_idx, query.device)
     if isinstance(plan, DecodePlan):
-        out = attend_one(query, key, value, plan.visible, scaling, softcap=softcap, sink_logits=s_aux)
+        layer = cache.layers[module.layer_idx]
+        out = layer.attend(query, key, value, plan, scaling, softcap=softcap, sink_logits=s_aux)
     else:
         out = attend(query, key, value, plan.attention, scaling, softcap=softcap, sink_logits=s_aux)
     return out.transpose(1, 2).contiguous(), None

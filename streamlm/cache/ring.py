@@ -80,9 +80,14 @@ class QuantizedRing:
 
     @torch.inference_mode(False)
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
+        """Keep these rows of the batch, in this order, at the same addresses if their number stays."""
         rows = rows.to(self.codes.device)
-        self.codes, self.scales = self.codes.index_select(0, rows), self.scales.index_select(0, rows)
+        codes, scales = self.codes.index_select(0, rows), self.scales.index_select(0, rows)
+        if len(rows) != len(self.codes):
+            self.codes, self.scales = codes, scales
+            return
+        self.codes.copy_(codes)
+        self.scales.copy_(scales)
 
     @property
     def nbytes(self) -> int:

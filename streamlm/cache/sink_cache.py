@@ -44,7 +44,7 @@ class SinkCache(Cache):  # type: ignore[misc]
         query_block: queries per attention block; changes speed and nothing else.
         kv_dtype: quantise the windows to torch.bfloat16, float16 or int8, or one of their names, for less
             memory and some loss, while sinks stay as they are; None stores them as they come. A decoding step
-            then copies the window.
+            then copies the window, but for int8 on a GPU with Triton.
 
     Raises:
         ValueError: if a size is out of range or the positions of the model cannot be honoured; when used, if

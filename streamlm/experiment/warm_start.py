@@ -1,7 +1,7 @@
 """Run measuring jobs in forks of one process that has torch and transformers loaded.
 
 Loading both takes three seconds, a third of a short job, and Snakemake gives the script of every job a
-Python of its own. `start` begins a process that loads them once. The script of a job calls `join`, which has
+Python of its own. `start` begins a process that loads them once. The script of a job calls `begin`, which has
 that process fork, lets the fork run the script, and ends as the fork ended. Every job still has a process of
 its own, and computes what it would compute without this.
 """
@@ -10,22 +10,25 @@ import fcntl
 import json
 import os
 import runpy
+import secrets
 import select
-import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
-import tempfile
+import time
 import traceback
 from importlib import import_module
 from pathlib import Path
 
-SOCKET = "STREAMLM_WARM_START"  # environment variable: where to ask for a fork
+SOCKET = "STREAMLM_WARM_START"  # environment variable: the abstract socket where to ask for a fork
 PREFIX = "STREAMLM_WARM_PREFIX"  # environment variable: whose packages are loaded there
+SINCE = "STREAMLM_WARM_SINCE"  # environment variable: when they were loaded, in seconds
 LOADED = ("streamlm.measure.perplexity", "streamlm.measure.latency")
 LARGEST = 2**20  # bytes of a request
 STREAMS = [0, 1, 2]
+BEGUN = b"begun"
 
 _started: list[subprocess.Popen[bytes]] = []  # kept: each ends when its stdin is closed
 
@@ -37,54 +40,87 @@ def start() -> None:
     """
     if sys.platform != "linux":
         return
-    path = f"{tempfile.mkdtemp(prefix='streamlm-')}/socket"  # in a folder that nobody else can enter
+    name = f"streamlm-{secrets.token_hex(8)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
+        listener.bind(f"\0{name}")  # in no folder: nothing is left behind
         listener.listen()
         command = [sys.executable, "-m", __name__, str(listener.fileno())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
     _started.append(process)
-    os.environ |= {SOCKET: path, PREFIX: sys.prefix}
+    os.environ |= {SOCKET: name, PREFIX: sys.prefix, SINCE: str(time.time())}
 
 
-def join() -> None:
-    """Have a fork run the script that calls this, and exit as it did.
+def begin(*, log: str) -> None:
+    """Let the script that calls this run in a fork, if it can, and send what it prints to `log`.
 
-    Where there is nothing to fork, or other packages are loaded there, return: the script goes on by itself.
+    It cannot where there is nothing to fork, where other packages are loaded there, or where the code has
+    changed since: the script then goes on by itself.
     """
-    path = os.environ.pop(SOCKET, None)
-    if path is None or os.environ[PREFIX] != sys.prefix:
-        return
+    name = os.environ.pop(SOCKET, None)
+    if name is not None and os.environ[PREFIX] == sys.prefix and not _has_changed(float(os.environ[SINCE])):
+        status = _ask(f"\0{name}")
+        if status is not None:
+            sys.exit(status)
+    sys.stdout = sys.stderr = Path(log).open("w", buffering=1, encoding="utf-8")  # noqa: SIM115
+
+
+def _has_changed(since: float) -> bool:
+    return any(file.stat().st_mtime > since for file in Path(__file__).parents[1].rglob("*.py"))
+
+
+def _ask(address: str) -> int | str | None:
+    """Have a fork run the script; return its exit status, or None if it was not begun."""
     request = {"script": sys.argv[0], "folder": str(Path.cwd()), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
-            connection.connect(path)
+            connection.connect(address)
+            if not _is_ours(connection):
+                return None
             socket.send_fds(connection, [json.dumps(request).encode()], STREAMS)
+            if connection.recv(LARGEST) != BEGUN:
+                return None
         except OSError:  # it is gone, or the environment is larger than a message may be
-            return
-        answer = connection.recv(1)
-        if answer:
-            connection.recv(1)  # returns when the fork has ended
-    sys.exit(int(answer) if answer else "the process of this job was killed; most often, memory ran out")
+            return None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the fork as well, which then answers
+        try:
+            answer = connection.recv(LARGEST)
+            connection.recv(LARGEST)  # returns when the fork has ended
+        except ConnectionResetError:
+            answer = b""
+    return int(answer) if answer else "the process of this job was killed; most often, memory ran out"
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Return whether the process at the other end is of the same user."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return bool(user == os.getuid())
 
 
 def main() -> None:
     """Load what jobs import and fork for each; in a fork, run the script of the job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the jobs
     listener = socket.socket(fileno=int(sys.argv[1]))
-    for module in LOADED:
-        import_module(module)
+    try:
+        for module in LOADED:
+            import_module(module)
+    except ImportError:  # jobs may have packages of their own
+        return
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
     connection = _serve(listener)
     if connection is None:
-        shutil.rmtree(Path(listener.getsockname()).parent)
         return
     listener.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    status = _run(connection)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        script = _take_over(connection)
+    except (OSError, ValueError):  # whoever asked is gone
+        os._exit(1)
+    status = _run(script)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        status = status or 120  # as Python itself ends where it cannot write
     connection.send(b"%d" % status)
     os._exit(status)  # as forks of `multiprocessing` end: to take down what was loaded takes a second
 
@@ -96,33 +132,44 @@ def _serve(listener: socket.socket) -> socket.socket | None:
         if sys.stdin in ready:
             return None
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        if _is_ours(connection) and os.fork() == 0:
             return connection
         connection.close()
 
 
-def _run(connection: socket.socket) -> int:
-    """Run the script that is asked for as if it had been started by itself; return its exit status."""
+def _take_over(connection: socket.socket) -> str:
+    """Become the process of the job that asks: its streams, folder, environment, signals. Return its script.
+
+    Raises:
+        OSError: if it is gone.
+        ValueError: if it was gone before it asked.
+    """
     message, streams, _, _ = socket.recv_fds(connection, LARGEST, len(STREAMS))
-    if not message:  # whoever asked is gone
-        return 1
     request = json.loads(message)
     for stream, own in zip(streams, STREAMS, strict=True):
         os.dup2(stream, own)
         os.close(stream)
-    # The default action of SIGIO is to end the process. It comes when the one that asked is gone.
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
     os.environ.clear()
     os.environ |= request["environment"]
     os.chdir(request["folder"])
-    script = request["script"]
+    script: str = request["script"]
     sys.argv, sys.path[0] = [script], str(Path(script).parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The default action of SIGIO is to end the process. It comes when the one that asked is gone.
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+    connection.send(BEGUN)
+    return script
+
+
+def _run(script: str) -> int:
+    """Run a script as if it had been started by itself; return its exit status."""
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
-        if not isinstance(end.code, str):
-            return int(end.code or 0)
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
         print(end.code, file=sys.stderr)
         return 1
     except BaseException:

@@ -43,7 +43,7 @@ class LatencyConfig:
         ValueError: if a number is too small.
     """
 
-    warmup_tokens: int  # before the first run, not timed; in the last, memory is measured
+    warmup_tokens: int  # before the first run, not timed
     timed_tokens: int  # a run
     recompute_tokens: int  # a run of `recompute`, whose every token costs a pass over the whole cache
     runs: int
@@ -96,10 +96,8 @@ def measure_latency(
         counts = [
             latency.recompute_tokens if decoder.recomputes else latency.timed_tokens for decoder in decoders
         ]
-        rises = []
         for decoder, count in zip(decoders, counts, strict=True):
-            time_steps(decoder, min(latency.warmup_tokens, count) - 1)
-            rises.append(measure_rise(partial(time_steps, decoder, 1), bench.plain.device))
+            time_steps(decoder, min(latency.warmup_tokens, count))
         times: list[list[list[float]]] = [[] for _ in cases]  # of case, run, token
         with progress(latency.runs, "run") as bar:
             for _ in range(latency.runs):
@@ -117,11 +115,9 @@ def measure_latency(
                 "step_ms": describe_times(runs),
                 **_describe_step(decoder),
                 "kv_bytes": held_bytes(decoder.cache),
-                "step_peak_bytes": rise,
+                "step_peak_bytes": measure_rise(partial(time_steps, decoder, 1), bench.plain.device),
             }
-            for (name, n_sink), decoder, count, runs, rise in zip(
-                cases, decoders, counts, times, rises, strict=True
-            )
+            for (name, n_sink), decoder, count, runs in zip(cases, decoders, counts, times, strict=True)
         ]
 
 

@@ -1,9 +1,6 @@
 from streamlm.experiment import warm_start
 
-warm_start.join()
-
-import sys
-from pathlib import Path
+warm_start.begin(log=snakemake.log[0])
 
 import numpy as np
 
@@ -12,8 +9,6 @@ from streamlm.presses.prefill import ContextConfig, measure_compression
 from streamlm.presses.setting import Setting
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
-
-sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
 setting = Setting(
     model_dir=snakemake.input.model,

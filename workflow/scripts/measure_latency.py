@@ -1,17 +1,12 @@
 from streamlm.experiment import warm_start
 
-warm_start.join()
-
-import sys
-from pathlib import Path
+warm_start.begin(log=snakemake.log[0])
 
 import numpy as np
 
 from streamlm.config import Compute
 from streamlm.measure.latency import LatencyConfig, measure_latency
 from streamlm.records.files import write_jsons
-
-sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
 records = measure_latency(
     model_dir=snakemake.input.model,

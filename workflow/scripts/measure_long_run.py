@@ -1,17 +1,12 @@
 from streamlm.experiment import warm_start
 
-warm_start.join()
-
-import sys
-from pathlib import Path
+warm_start.begin(log=snakemake.log[0])
 
 import numpy as np
 
 from streamlm.config import Compute, StreamConfig
 from streamlm.measure.latency import measure_long_run
 from streamlm.records.files import write_json
-
-sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
 record = measure_long_run(
     model_dir=snakemake.input.model,

@@ -1,9 +1,6 @@
 from streamlm.experiment import warm_start
 
-warm_start.join()
-
-import sys
-from pathlib import Path
+warm_start.begin(log=snakemake.log[0])
 
 import numpy as np
 
@@ -11,8 +8,6 @@ from streamlm.measure.checkpoint import discard_checkpoint
 from streamlm.measure.perplexity import measure_perplexity, options_of
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
-
-sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 
 record, losses = measure_perplexity(
     model_dir=snakemake.input.model,
