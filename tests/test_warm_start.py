@@ -138,7 +138,7 @@ def test_fork_ends_with_the_job_that_asked(starter, tmp_path, number):
         {warm_start.SOCKET: "of-nobody"},
         {warm_start.PREFIX: "/another/environment"},
         {warm_start.SINCE: "1"},  # code has changed since
-        {"LARGE": "x" * 300_000},  # more than a message takes
+        {f"LARGE_{i}": "x" * 100_000 for i in range(3)},  # more than a message takes
     ],
 )
 def test_job_that_cannot_be_a_fork_runs_by_itself(starter, tmp_path, change):
@@ -169,8 +169,8 @@ def test_process_that_forks_ends_with_the_one_that_started_it_however_that_ends(
 def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(undisturbed, tmp_path):
     place = make_project(tmp_path / "project")
     script = place / "workflow" / "scripts" / "measure_perplexity.py"
-    is_fork = "\nimport sys; IS_FORK = 'torch' in sys.modules\n"
-    script.write_text(script.read_text().replace("\nimport sys\n", is_fork) + "\nprint('a fork:', IS_FORK)\n")
+    is_fork = "\nimport sys; IS_FORK = 'torch' in sys.modules\nimport numpy"
+    script.write_text(script.read_text().replace("\nimport numpy", is_fork) + "\nprint('a fork:', IS_FORK)\n")
     records = [name for name in undisturbed.contents if "/runs/" in name and name.endswith(".json")]
     for together in (records[:2], records[2:3]):
         done, said = run(place, *together)

@@ -7,7 +7,6 @@ away in the text but only `p(t) - s` in the cache, so for the sink scores alone 
 position t to p(t) = min(t, capacity - 1).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,6 @@ from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
 
 QUERY_BLOCK = 128  # queries; smaller wastes less of the band, larger makes better matrix products
-STRETCHES = 16  # of the keys of one query; more threads than these find no work
 MANY_KEYS = 4096  # of all heads and rows; for one query each, SDPA is slower than products from here on
 
 
@@ -299,13 +297,10 @@ def attend_one(
             enable_gqa=True,  # shares key heads without a copy
         )
     grouped = q.squeeze(2).unflatten(1, (k.shape[1], -1)) * scaling  # (B, Hkv, G, D)
-    # Keys in stretches, so that every thread finds work: heads are few.
-    stretches = math.gcd(k.shape[2], STRETCHES) if k.is_contiguous() else 1, -1  # others would be copied
-    scores = (k.unflatten(2, stretches) @ grouped.mT[:, :, None]).flatten(2, 3)  # (B, Hkv, Tk, G)
+    scores = (k @ grouped.mT).mT[:, :, :, None]  # (B, Hkv, G, 1, Tk)
     mask = None if visible is None else _additive(visible, q.dtype)
-    weights = _weights(scores.mT[:, :, :, None], mask, softcap, sink_logits).squeeze(3).to(v.dtype)
-    mixed: Tensor = weights.unflatten(3, stretches).transpose(2, 3) @ v.unflatten(2, stretches)
-    return mixed.sum(2).flatten(1, 2)[:, :, None]
+    weights = _weights(scores, mask, softcap, sink_logits)
+    return (weights.squeeze(3).to(v.dtype) @ v).flatten(1, 2)[:, :, None]
 
 
 def _sdpa_is_slow(k: Tensor) -> bool:
