@@ -39,7 +39,7 @@ test: env
 	lint-imports --no-cache --no-logo
 	snakefmt --check Snakefile workflow
 	snakemake --lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive pytest -n 3 --dist loadfile -m "not slow and not kvpress"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive pytest -n 2 --dist loadfile -m "not slow and not kvpress"
 	pytest -m "not slow and kvpress"
 
 # The library under the newest transformers, in an environment of its own.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from project import ROOT, environment
-from small_run import contents, make_project, run
+from small_run import RESULTS, contents, make_project, run
 
 from streamlm.experiment import warm_start
 
@@ -166,18 +167,21 @@ def test_process_that_forks_ends_with_the_one_that_started_it_however_that_ends(
     assert has_ended(started.pid)
 
 
-def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(undisturbed, tmp_path):
+def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(tmp_path):
     place = make_project(tmp_path / "project")
     script = place / "workflow" / "scripts" / "measure_perplexity.py"
     is_fork = "\nimport sys; IS_FORK = 'torch' in sys.modules\nimport numpy"
     script.write_text(script.read_text().replace("\nimport numpy", is_fork) + "\nprint('a fork:', IS_FORK)\n")
-    records = [name for name in undisturbed.contents if "/runs/" in name and name.endswith(".json")]
-    for together in (records[:2], records[2:3]):
-        done, said = run(place, *together)
+    made = []
+    labels = ["dense", "recompute"]
+    for together in (labels, labels[:1], labels[1:]):  # both in one run, and each in a run of its own
+        done, said = run(place, *(f"{RESULTS}/runs/readme/{label}.json" for label in together))
         assert done, said
-        for record in together:
-            log = (place / record.replace("/runs/", "/logs/measure_perplexity/")).with_suffix(".log")
-            assert f"a fork: {len(together) > 1}" in log.read_text()
-    made = contents(place)
-    assert len(made) > 6
-    assert made == {name: undisturbed.contents[name] for name in made}
+        for label in together:
+            log = place / RESULTS / "logs" / "measure_perplexity" / "readme" / f"{label}.log"
+            assert f"a fork: {together == labels}" in log.read_text()
+        if together != labels[:1]:
+            made.append(contents(place))
+            shutil.rmtree(place / RESULTS)
+    assert len(made[0]) == 5  # two records, their losses, and the token ids
+    assert made[0] == made[1]

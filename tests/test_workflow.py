@@ -200,7 +200,7 @@ def test_edit_of_what_no_result_depends_on_reruns_nothing(finished, edit):
     edit("streamlm/experiment/plan.py", "Config =", "SPARE = 1\nConfig =")
     edit("streamlm/cache/rope.py", "import torch\n", "import torch  # a comment\n")
     edit("streamlm/measure/perplexity.py", '"""', '"""Another docstring. ')
-    edit("workflow/scripts/measure_perplexity.py", "import sys", "import sys")  # a touch
+    edit("workflow/scripts/measure_perplexity.py", "import numpy", "import numpy")  # a touch
     edit("README.md", "#", "#")  # an input's
     edit("config.yaml", "results_dir: results", "results_dir: results  # a comment")
     assert planned(finished) == {}
@@ -328,8 +328,9 @@ def test_kvpress_is_imported_in_its_own_two_stages_alone():
         if any(part.startswith("streamlm/presses/adapter.py") for part in code_fingerprint(script))
     }
     assert using == {"measure_compression", "measure_decoding"}
-    files = sorted((ROOT / "streamlm").rglob("[!_]*.py"))
-    modules = ", ".join(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
+    files = set((ROOT / "streamlm").rglob("[!_]*.py"))
+    files -= {ROOT / "streamlm/cache/quantized_attention.py"}  # it needs Triton, which need not be there
+    modules = ", ".join(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in sorted(files))
     code = f"import sys, {modules}; sys.exit('kvpress' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
