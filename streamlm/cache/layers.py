@@ -133,14 +133,10 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         values: Tensor,
         plan: DecodePlan,
         scaling: float,
-        *,
-        softcap: float | None,
-        sink_logits: Tensor | None,
+        **options: Any,
     ) -> Tensor:
         """Attend with one query per row to what `update` returned; see `attend_one`."""
-        return attend_one(
-            query, keys, values, plan.visible, scaling, softcap=softcap, sink_logits=sink_logits
-        )
+        return attend_one(query, keys, values, plan.visible, scaling, **options)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is stored, by name, as it lies in memory."""
@@ -257,18 +253,14 @@ class QuantizedLayer(SinkLayer):
         values: Tensor,
         plan: DecodePlan,
         scaling: float,
-        *,
-        softcap: float | None,
-        sink_logits: Tensor | None,
+        **options: Any,
     ) -> Tensor:
         """See `SinkLayer`; where a kernel reads the codes, keys and values are those of the sinks alone."""
         if self._returned is not None:
             self.is_passed_on = keys is self._returned[0] and values is self._returned[1]
             self._returned = None
         if keys.shape[2] == plan.n_held:
-            return super().attend(
-                query, keys, values, plan, scaling, softcap=softcap, sink_logits=sink_logits
-            )
+            return super().attend(query, keys, values, plan, scaling, **options)
         from streamlm.cache.quantized_attention import attend_codes  # here: it loads Triton
 
         key_ring, value_ring = self.rings
@@ -280,8 +272,7 @@ class QuantizedLayer(SinkLayer):
             plan.n_held - self.cfg.n_sink,
             plan.visible,
             scaling,
-            softcap=softcap,
-            sink_logits=sink_logits,
+            **options,
         )
 
     def _pass(self, keys: Tensor, values: Tensor, plan: ChunkPlan) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from streamlm.provenance import processor_maker
 
 FEW_ROWS = 4  # tokens of all rows of a batch; beyond, oneDNN is faster
 MANY_OUTPUTS = 2**15  # of one head; with fewer, a call of oneDNN costs more than it gains
-LARGE_BYTES = 2**25  # glibc keeps no larger tensor for the next one: every page of it is made anew
+LARGE_BYTES = 2**25  # glibc gives larger blocks back to the system, which clears every page of the next one
 BLOCKS = 16  # of a weight's rows; more threads than these find no work
 
 

@@ -110,8 +110,8 @@ def attend_codes(
         n_held: slots of the window that hold a token; the first ones.
         visible: (B, 1, 1, n_sink + n_held) bool where rows differ; None if every key is visible.
         scaling: of the scores.
-        softcap: scores s become softcap * tanh(s / softcap).
-        sink_logits: (Hq,) one more score of every query that stands for no key.
+        softcap: see `attend_one`.
+        sink_logits: likewise.
 
     Returns:
         (B, Hq, 1, Dv)

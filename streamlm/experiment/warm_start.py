@@ -42,7 +42,7 @@ def start() -> None:
         return
     name = f"streamlm-{secrets.token_hex(8)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(f"\0{name}")  # in no folder: nothing is left behind
+        listener.bind(f"\0{name}")  # no file: nothing is to be removed
         listener.listen()
         command = [sys.executable, "-m", __name__, str(listener.fileno())]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
