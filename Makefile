@@ -1,13 +1,13 @@
-# Every target sets itself up: Python 3.11 and make are all it needs.
+# Every target sets itself up: Python 3.11 to 3.14 (or uv) and make are all it needs. PYTHON=... names an interpreter.
 
-PYTHON ?= python3.11
+export PYTHON
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish clean
+.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish lock clean
 
 all: env
 	snakemake --cores 1 all
@@ -18,16 +18,8 @@ report: all
 
 env: $(READY)
 
-# torch comes first and pinned: another package's open range would pull gigabytes of CUDA libraries.
-$(READY): envs/requirements.txt pyproject.toml
-	@echo "Set-up of $(VENV), 2 to 3 minutes with a fast network; it happens once."
-	@echo "Set-up, step 1 of 4: create the environment (5 seconds)"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@echo "Set-up, step 2 of 4: install PyTorch (200 MB for its CPU build; about a minute)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@echo "Set-up, step 3 of 4: install the other packages (280 MB; about a minute)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
-	@echo "Set-up, step 4 of 4: install streamlm itself (a few seconds)"
+$(READY): envs/set_up.sh envs/requirements.txt pyproject.toml
+	@sh envs/set_up.sh $(VENV) envs/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 	@echo "Set-up is complete."
@@ -45,10 +37,8 @@ test: env
 # The library under the newest transformers, in an environment of its own.
 LATEST := .venv-latest
 
-$(LATEST)/.ready: envs/requirements-latest.txt pyproject.toml
-	$(PYTHON) -m venv --clear $(LATEST)
-	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-latest.txt
+$(LATEST)/.ready: envs/set_up.sh envs/requirements-latest.txt pyproject.toml
+	@sh envs/set_up.sh $(LATEST) envs/requirements-latest.txt
 	touch $@
 
 # All that depends on transformers, but for kvpress, which does not allow this one, and the workflow, which needs
@@ -94,12 +84,28 @@ smoke: env
 	snakemake all --quiet --configfile configs/smoke.yaml
 	@echo "All is well: the whole workflow ran on a tiny random model; see results/smoke/figures."
 
+# The pins, from the ranges in pyproject.toml: one list for every Python, which pip and uv read; needs uv. A pin that
+# is there stays; UPGRADE=--upgrade moves them all. torch brings its own CUDA libraries, where it has them.
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' $(UPGRADE)
+CUDA := ^(cuda-|nvidia-|triton=)
+TRANSFORMERS := ^(transformers|tokenizers|huggingface-hub|hf-xet|regex|safetensors)=
+
+lock:
+	$(COMPILE) pyproject.toml --all-extras --group test --output-file envs/requirements.txt
+	$(COMPILE) pyproject.toml --extra cli --extra hub --extra workflow --group test --group kernel \
+		--output-file envs/requirements-latest.txt
+	$(COMPILE) --group docs --output-file envs/requirements-docs.txt
+	sed --in-place --regexp-extended '/$(CUDA)/d' envs/requirements.txt
+	sed --in-place --regexp-extended '/^(cuda-|nvidia-)/d; /$(TRANSFORMERS)/d' envs/requirements-latest.txt
+	sed '/^      - /d' envs/streamlm.yaml > envs/streamlm.yaml.new
+	sed '/^#/d; s/^/      - /' envs/requirements.txt >> envs/streamlm.yaml.new
+	mv envs/streamlm.yaml.new envs/streamlm.yaml
+
 # The documentation as a site; a broken link, or a page that loads something from elsewhere, is an error.
 DOCS := .venv-docs
 
-$(DOCS)/.ready: envs/requirements-docs.txt
-	$(PYTHON) -m venv --clear $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-docs.txt
+$(DOCS)/.ready: envs/set_up.sh envs/requirements-docs.txt
+	@sh envs/set_up.sh $(DOCS) envs/requirements-docs.txt
 	touch $@
 
 docs: $(DOCS)/.ready
@@ -109,10 +115,9 @@ docs: $(DOCS)/.ready
 # A quarter of an hour in which nothing else should run.
 OLD := .venv-attention-sinks
 
-$(OLD)/.ready: envs/requirements-attention-sinks.txt
-	$(PYTHON) -m venv --clear $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -r envs/requirements-attention-sinks.txt
+# Its tokenizers has no build for a later Python.
+$(OLD)/.ready: envs/set_up.sh envs/requirements-attention-sinks.txt
+	@PYTHON=$${PYTHON:-python3.11} sh envs/set_up.sh $(OLD) envs/requirements-attention-sinks.txt
 	touch $@
 
 bench-decoding: env $(OLD)/.ready

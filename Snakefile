@@ -1,18 +1,25 @@
 import os
 import sys
-
-# Rules and scripts find the library whether it is installed or not; PYTHONPATH carries it into conda's Python.
-sys.path.insert(0, workflow.basedir)
-os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [workflow.basedir, os.getenv("PYTHONPATH")])))
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+
+# Rules and scripts find the library beside this file, installed or not; PYTHONPATH carries it into conda's Python.
+HOME = str(workflow.current_basedir)
+if Path(HOME, "streamlm").is_dir():
+    sys.path.insert(0, HOME)
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [HOME, os.getenv("PYTHONPATH")])))
+elif workflow.deployment_settings.deployment_method:
+    raise WorkflowError(
+        "jobs of `streamlm init` run in the environment of snakemake; leave out --sdm, or use a clone"
+    )
 
 from streamlm.experiment import plan, preflight, warm_start
 from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.experiment.faults import check_syntax
 from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
-from streamlm.provenance import code_fingerprint
+from streamlm.provenance import ROOT, code_fingerprint
 
 try:
     check_syntax("config.yaml")

@@ -16,6 +16,7 @@ from streamlm.commands.figures import figures
 from streamlm.commands.generate import generate
 from streamlm.commands.groups import spread_groups
 from streamlm.commands.info import info
+from streamlm.commands.init import init
 from streamlm.commands.latency import latency
 from streamlm.commands.verify import verify
 
@@ -26,7 +27,7 @@ STATUS = (
     "Exit status: 0 done; 1 a fault at work, such as a missing file; 2 a wrong command line; "
     "130 stopped by Ctrl-C. What is wrong is one line on stderr."
 )
-MEASURE, WRITE, INSPECT = "Measure", "Write", "Inspect"
+MEASURE, WRITE, INSPECT, SET_UP = "Measure", "Write", "Inspect", "Set up"
 
 app = typer.Typer(
     name="streamlm",
@@ -60,6 +61,7 @@ for panel, function, example in (
     (INSPECT, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
     (INSPECT, figures, "--results-dir results --output-dir figures"),
     (INSPECT, verify, "results --max-tokens 5000"),
+    (SET_UP, init, "experiment"),
     (INSPECT, version, ""),
 ):
     name = function.__name__

@@ -9,11 +9,11 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from streamlm import FRONT_DOOR
+from streamlm import FRONT_DOOR, __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
-PACKAGES = ("streamlm", "torch", "transformers", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def code_fingerprint(*scripts: Path | str) -> list[str]:
@@ -106,15 +106,8 @@ def describe_environment(module: Path | str) -> dict[str, object]:
     return {
         "code": code_fingerprint(module),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"streamlm": __version__, **{name: metadata.version(name) for name in PACKAGES}},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
         "cores": os.cpu_count(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "not installed"

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from streamlm.extras import need
+
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
@@ -87,6 +89,7 @@ def trend(values: np.ndarray, positions: np.ndarray) -> dict[str, float]:
 
     Source: Sen, Estimates of the regression coefficient based on Kendall's tau (1968), through scipy.
     """
+    need("scipy")
     from scipy.stats import theilslopes  # here: it takes a second that most callers need not spend
 
     found = theilslopes(values, positions, alpha=0.95)

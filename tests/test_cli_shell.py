@@ -56,6 +56,7 @@ COMMANDS = (
     "info",
     "figures",
     "verify",
+    "init",
     "version",
 )
 
@@ -69,7 +70,7 @@ def test_help_shows_an_example(name):
 
 def test_help_is_in_groups_and_explains_the_exit_status():
     done = streamlm(ROOT, "--help")
-    for group in ("Measure", "Write", "Inspect"):
+    for group in ("Measure", "Write", "Inspect", "Set up"):
         assert f"─ {group} ─" in done.stdout
     assert "Exit status: 0 done; 1 a fault at work" in done.stdout
     bare = streamlm(ROOT)

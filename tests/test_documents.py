@@ -4,13 +4,8 @@ import bz2
 
 import pytest
 
-from streamlm.sources.documents import (
-    Document,
-    gutenberg_document,
-    mediawiki_documents,
-    text_document,
-    wikitext_documents,
-)
+from streamlm.sources.documents import Document, gutenberg_document, text_document, wikitext_documents
+from streamlm.sources.mediawiki import mediawiki_documents
 
 
 def wiki_page(text, title="Page", ns=0, extra=""):

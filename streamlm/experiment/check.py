@@ -12,9 +12,8 @@ import yaml
 from streamlm.experiment.faults import did_you_mean, repeated_keys, schema_faults, show, without
 from streamlm.experiment.plan import MODEL_FILES, Config, model_folder
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
-from streamlm.provenance import ROOT
 
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = Path(__file__).with_name("config.schema.yaml")
 
 
 def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:

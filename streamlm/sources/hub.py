@@ -26,6 +26,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from streamlm.extras import need
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source
 from streamlm.sources.hub_errors import OTHERWISE, explain, http
@@ -98,6 +99,7 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
     """
     repo, revision = source["repo"], source["revision"]
     if gguf := source.get("gguf"):
+        need("gguf")
         from streamlm.sources.gguf import convert_gguf
 
         convert_gguf(snapshot(repo, revision, "model", [gguf]) / gguf, out_dir, title)

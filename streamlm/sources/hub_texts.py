@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, HfFileSystem, is_offline_mode
 
+from streamlm.extras import need
 from streamlm.sources.archives import Source
 from streamlm.sources.documents import Document, wikitext_documents
 from streamlm.sources.hub import explained, matching, parse_repo, snapshot
@@ -138,6 +139,7 @@ def _remote_files(repo: str, commit: str, patterns: Sequence[str]) -> list[str]:
 
 def _open_parquet(paths: list[str], *, in_parts: bool) -> Any:
     """Return the rows of parquet files; if `in_parts`, only the pieces that are needed are read."""
+    need("datasets")
     import datasets
 
     # huggingface_hub has already tried six times; `datasets` would try twenty times more, every five seconds.

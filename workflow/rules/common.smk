@@ -10,9 +10,9 @@ GPU = {} if config["compute"]["device"] == "cpu" else {"gpu": 1}  # what a measu
 TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
 
-def code_of(*files):
-    """Return the fingerprint of files and of all project code they import: a rule with it reruns when they change."""
-    return code_fingerprint(*(f"{workflow.basedir}/{file}" for file in files))
+def code_of(script, *modules):
+    """Return the fingerprint of code and all that it imports of ours: a rule with it reruns when they change."""
+    return code_fingerprint(f"{HOME}/{script}", *(ROOT / module for module in modules))
 
 
 def records_of(wildcards):

@@ -1,0 +1,59 @@
+#!/bin/sh
+# Make a virtual environment from a list of pins, with uv if it is there and with pip if not:
+#
+#   sh envs/set_up.sh FOLDER PINS
+#
+# PYTHON names the interpreter; without it, the first one that will do is taken.
+set -eu
+folder=$1 pins=$2
+candidates=${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}
+uv=$(command -v uv || true)
+
+say() { echo "Set-up of $folder: $*"; }
+
+# Prints the interpreter that a command starts, outside any virtual environment; fails if it is too old or too new.
+find_base() {
+    "$1" -c 'import sys; print(sys._base_executable); sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null
+}
+
+python= incomplete=
+for candidate in $candidates; do
+    base=$(find_base "$candidate") || continue
+    if [ -n "$uv" ] || "$base" -c 'import ensurepip, venv' 2> /dev/null; then
+        python=$base
+        break
+    fi
+    incomplete=$base
+done
+
+if [ -n "$python" ]; then
+    say "$("$python" --version), $python"
+elif [ -n "$uv" ] && [ -z "${PYTHON:-}" ]; then
+    python='>=3.11,<3.15'
+    say "no Python 3.11 to 3.14 is there; uv finds or fetches one"
+elif [ -n "$incomplete" ]; then
+    say "$incomplete lacks venv or ensurepip; install them (Debian and Ubuntu: apt install python3-venv), or uv" >&2
+    exit 1
+else
+    for candidate in $candidates; do
+        found="${found:-}, $candidate is $("$candidate" --version 2> /dev/null || echo missing)"
+    done
+    say "needs Python 3.11 to 3.14$found; install one, or uv, which fetches one" >&2
+    exit 1
+fi
+
+torch=$(grep '^torch==' "$pins" || true)
+say "2 to 3 minutes with a fast network; it happens once"
+if [ -n "$uv" ]; then
+    "$uv" venv --quiet --clear --seed --python "$python" "$folder"
+    "$uv" pip install --python "$folder/bin/python" --requirement "$pins"
+else
+    "$python" -m venv --clear "$folder"
+    pip="$folder/bin/python -m pip install --quiet --disable-pip-version-check"
+    if [ -n "$torch" ]; then # first: another package's open range would pull another build
+        say "PyTorch (200 MB for its CPU build, 3 GB for CUDA)"
+        $pip "$torch"
+    fi
+    say "the other packages"
+    $pip --requirement "$pins"
+fi

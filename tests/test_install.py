@@ -1,0 +1,252 @@
+"""What is installed: a light core, extras named where they are missing, a wheel that holds the workflow."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from fresh_environments import EXAMPLE
+from project import ROOT
+
+from streamlm.experiment.folder import HOME, SETTINGS, make_folder
+from streamlm.extras import DISTRIBUTION, EXTRAS, need
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Modules that exist for a library; who loads them asks for it first.
+DEDICATED = {
+    "gguf": ["sources.gguf"], "mwparserfromhell": ["sources.mediawiki"], "typer": ["cli"],
+    "jsonschema": ["experiment.check", "experiment.faults"],
+}  # fmt: skip
+
+# Hides libraries from the import system, as if they were not installed.
+HIDE = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+
+HIDDEN = {hidden}
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+def run_without(hidden, code, *args, cwd=ROOT):
+    """Run code in a process in which some libraries are not there."""
+    return subprocess.run(
+        [sys.executable, "-c", HIDE.replace("{hidden}", repr(set(hidden))) + code, *args],
+        cwd=cwd, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def names(requirements):
+    return {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
+
+
+def test_core_is_light_and_every_range_is_open():
+    assert names(PROJECT["dependencies"]) == {"torch", "transformers", "numpy", "safetensors", "tqdm"}
+    assert all(re.fullmatch(r"[a-z]+>=[\d.]+", line) for line in PROJECT["dependencies"])
+
+
+def test_every_optional_library_is_in_the_extra_that_is_named():
+    brought = {"pyyaml"}  # by transformers
+    of = {extra: names(lines) - {DISTRIBUTION} for extra, lines in PROJECT["optional-dependencies"].items()}
+    assert set().union(*of.values()) - brought == set(EXTRAS)
+    assert all(library in of[extra] for library, extra in EXTRAS.items())
+    assert set(EXTRAS.values()) | {"all"} == set(of)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^kvpressed is not installed; install it with: pip install "
+    ):
+        EXTRAS["kvpressed"] = "compare"
+        try:
+            need("torch", "kvpressed")
+        finally:
+            del EXTRAS["kvpressed"]
+
+
+def test_front_door_works_with_the_core_alone():
+    done = run_without(EXTRAS, EXAMPLE)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-4
+
+
+def test_missing_library_is_one_line_that_names_the_extra():
+    code = """
+from importlib import import_module
+from pathlib import Path
+from unittest.mock import Mock
+
+def attempt(name, act):
+    try:
+        act()
+        print(name, "", "", sep="|")
+    except ModuleNotFoundError as error:
+        print(name, error.name, error, sep="|")
+
+for file in sorted(Path("streamlm").rglob("*.py")):
+    module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+    attempt(module.removeprefix("streamlm."), lambda: import_module(module))
+
+from streamlm import stats
+from streamlm.presses import setting
+from streamlm.sources import corpus, hub_texts
+attempt("trend", lambda: stats.trend([1.0], [1.0]))
+attempt("presses", lambda: setting.open_setting(Mock(), module="", n_ids=1))
+attempt("wikipedia", lambda: corpus._FORMATS["mediawiki"]("", b""))
+attempt("hub", lambda: hub_texts._open_parquet([], in_parts=False))
+"""
+    done = run_without(EXTRAS, code)
+    assert done.returncode == 0, done.stderr
+    said = {
+        name: (library, line) for name, library, line in (row.split("|") for row in done.stdout.splitlines())
+    }
+    for name, (library, line) in said.items():
+        if library in EXTRAS and name not in DEDICATED.get(library, ()):
+            extra = f"{DISTRIBUTION}[{EXTRAS[library]}]"
+            assert line == f"{library} is not installed; install it with: pip install '{extra}'", name
+    called = {"trend": "scipy", "presses": "kvpress", "wikipedia": "mwparserfromhell", "hub": "datasets"}
+    assert {name: said[name][0] for name in called} == called
+    assert said["figures"][0] == "matplotlib"
+    assert said["cache.models"] == said["measure.scoring"] == said["generate.chat"] == ("", "")
+
+
+@pytest.mark.parametrize(("library", "args"), [("typer", ["version"]), ("matplotlib", ["figures"])])
+def test_command_without_its_extra_ends_with_that_line(tmp_path, library, args):
+    code = "from streamlm.__main__ import main; main()"
+    done = run_without({library}, f"sys.path.insert(0, {str(ROOT)!r}); {code}", *args, cwd=tmp_path)
+    extra = f"{DISTRIBUTION}[{EXTRAS[library]}]"
+    assert done.stderr == f"streamlm: {library} is not installed; install it with: pip install '{extra}'\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked as pip would."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (file,) = folder.glob("streamlm_cache-*.whl")
+    zipfile.ZipFile(file).extractall(folder / "site")
+    return folder / "site"
+
+
+def from_wheel(wheel, cwd, *args):
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    return subprocess.run(
+        [sys.executable, "-m", *args], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_wheel_holds_the_workflow_whole(wheel):
+    packaged = wheel / "streamlm" / "project"
+    for folder in ("workflow", "profiles"):
+        files = {file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file()}
+        assert files == {
+            file.relative_to(packaged) for file in (packaged / folder).rglob("*") if file.is_file()
+        }
+    assert all(
+        (packaged / name).read_bytes() == (ROOT / name).read_bytes() for name in ("Snakefile", *SETTINGS)
+    )
+    assert (wheel / "streamlm" / "py.typed").is_file()
+
+
+def test_installed_workflow_plans_the_experiment_in_a_folder_of_its_own(wheel, tmp_path):
+    made = from_wheel(wheel, tmp_path, "streamlm", "init", "mine")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == [f"mine/{name}" for name in ("Snakefile", *SETTINGS)]
+    planned = from_wheel(wheel, tmp_path / "mine", "snakemake", "-n")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "measure_perplexity                 42" in planned.stdout
+    figure = from_wheel(wheel, tmp_path / "mine", "snakemake", "-n", "results/figures/ablation_n_sink.png")
+    assert figure.returncode == 0, figure.stdout
+    refused = from_wheel(wheel, tmp_path / "mine", "snakemake", "-n", "--sdm", "apptainer")
+    assert "jobs of `streamlm init` run in the environment of snakemake" in refused.stdout + refused.stderr
+
+
+def test_folder_with_something_in_it_stays_as_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match="exists and is not an empty folder; name another one"):
+            make_folder(place)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert HOME == ROOT
+
+
+def script(folder, name, body):
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+
+
+def set_up(tmp_path, **variables):
+    """Run the set-up with only these programs beside the usual ones; return what it says."""
+    pins = tmp_path / "pins.txt"
+    pins.write_text("")
+    usual = os.pathsep.join([str(tmp_path / "bin"), str(usual_programs(tmp_path))])
+    return subprocess.run(
+        ["sh", ROOT / "envs/set_up.sh", tmp_path / "made", pins],
+        env={"PATH": usual, **variables}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+
+
+def usual_programs(tmp_path):
+    folder = tmp_path / "usual"
+    if not folder.exists():
+        folder.mkdir()
+        for name in ("sh", "grep"):
+            (folder / name).symlink_to(
+                next(Path(part) / name for part in ("/bin", "/usr/bin") if (Path(part) / name).exists())
+            )
+    return folder
+
+
+@pytest.fixture
+def programs(tmp_path):
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "bin"
+
+
+REAL = f'exec "{sys.executable}" "$@"'
+OLD = 'case "$1" in --version) echo Python 3.9.1;; *) exit 1;; esac'
+# A Python like Debian's without python3-venv.
+BARE = f'case "$2" in *ensurepip*) exit 1;; *) exec "{sys.executable}" "$@";; esac'
+
+
+def test_set_up_takes_the_first_python_that_will_do(tmp_path, programs):
+    script(programs, "python3", OLD)
+    script(programs, "python3.12", REAL)
+    done = set_up(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"Python {sys.version.split()[0]}" in done.stdout.splitlines()[0]
+    assert (tmp_path / "made/bin/python").exists()
+
+
+def test_set_up_says_which_pythons_it_found(tmp_path, programs):
+    script(programs, "python3", OLD)
+    done = set_up(tmp_path)
+    assert done.returncode == 1
+    assert "needs Python 3.11 to 3.14, python3 is Python 3.9.1, python3.13 is missing" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    named = set_up(tmp_path, PYTHON="python3.42")
+    assert "needs Python 3.11 to 3.14, python3.42 is missing; install one" in named.stderr
+
+
+def test_set_up_uses_uv_where_it_is(tmp_path, programs):
+    script(programs, "uv", f'echo "$@" >> "{tmp_path}/said"')
+    assert set_up(tmp_path).returncode == 0
+    script(programs, "python3", REAL)
+    assert set_up(tmp_path).returncode == 0
+    fetched, _, found, installed = (tmp_path / "said").read_text().splitlines()
+    assert fetched == f"venv --quiet --clear --seed --python >=3.11,<3.15 {tmp_path}/made"
+    assert f"--python {Path(sys._base_executable)} " in found
+    assert installed == f"pip install --python {tmp_path}/made/bin/python --requirement {tmp_path}/pins.txt"
