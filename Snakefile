@@ -6,10 +6,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 # Rules and scripts find the library beside this file, installed or not; PYTHONPATH carries it into conda's Python.
-HOME = str(workflow.current_basedir)
-if Path(HOME, "streamlm").is_dir():
-    sys.path.insert(0, HOME)
-    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [HOME, os.getenv("PYTHONPATH")])))
+HERE = str(workflow.current_basedir)
+if Path(HERE, "streamlm").is_dir():
+    sys.path.insert(0, HERE)
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [HERE, os.getenv("PYTHONPATH")])))
 elif workflow.deployment_settings.deployment_method:
     raise WorkflowError(
         "jobs of `streamlm init` run in the environment of snakemake; leave out --sdm, or use a clone"

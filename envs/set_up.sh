@@ -42,18 +42,19 @@ else
     exit 1
 fi
 
-torch=$(grep '^torch==' "$pins" || true)
-say "2 to 3 minutes with a fast network; it happens once"
+say "some minutes with a fast network; it happens once"
 if [ -n "$uv" ]; then
     "$uv" venv --quiet --clear --seed --python "$python" "$folder"
     "$uv" pip install --python "$folder/bin/python" --requirement "$pins"
-else
-    "$python" -m venv --clear "$folder"
-    pip="$folder/bin/python -m pip install --quiet --disable-pip-version-check"
-    if [ -n "$torch" ]; then # first: another package's open range would pull another build
-        say "PyTorch (200 MB for its CPU build, 3 GB for CUDA)"
-        $pip "$torch"
-    fi
-    say "the other packages"
-    $pip --requirement "$pins"
+    exit
 fi
+
+install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+"$python" -m venv --clear "$folder"
+torch=$(grep '^torch==' "$pins" || true)
+if [ -n "$torch" ]; then # first: another package's open range would pull another build
+    say "PyTorch (200 MB for its CPU build, 3 GB for CUDA)"
+    install "$torch"
+fi
+say "the other packages"
+install --requirement "$pins"

@@ -61,8 +61,8 @@ for panel, function, example in (
     (INSPECT, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
     (INSPECT, figures, "--results-dir results --output-dir figures"),
     (INSPECT, verify, "results --max-tokens 5000"),
-    (SET_UP, init, "experiment"),
     (INSPECT, version, ""),
+    (SET_UP, init, "experiment"),
 ):
     name = function.__name__
     command = app.command(rich_help_panel=panel, epilog=f"Example: streamlm {name} {example}".rstrip())

@@ -56,8 +56,8 @@ COMMANDS = (
     "info",
     "figures",
     "verify",
-    "init",
     "version",
+    "init",
 )
 
 

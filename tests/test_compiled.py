@@ -11,6 +11,7 @@ from test_captured_step import trace
 from test_sink_cache import feed, random_ids
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.testing import assert_close
+from torch.torch_version import TorchVersion
 
 from streamlm.cache import captured_step, compiled
 from streamlm.cache.compiled import compile_steps
@@ -174,6 +175,15 @@ def test_a_machine_without_a_compiler_is_refused(monkeypatch):
     with (
         prepare(tiny_llama()) as model,
         pytest.raises(ValueError, match=r"no C\+\+ compiler .* install g\+\+"),
+    ):
+        compile_steps(model)
+
+
+def test_a_torch_that_cannot_compile_them_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cpu"))
+    with (
+        prepare(tiny_llama()) as model,
+        pytest.raises(ValueError, match=r"need torch 2\.13 or newer, and this is 2\.12\.1\+cpu; upgrade it"),
     ):
         compile_steps(model)
 

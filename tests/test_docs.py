@@ -45,6 +45,7 @@ BLOCKS = {
     "hf": OPTIONS,
     "pip install": OPTIONS,  # changes the environment
     "python": RUN,
+    "python tests/fresh_environments.py": OPTIONS,  # downloads gigabytes
     "python benchmarks": OPTIONS,  # a quarter of an hour, and nothing else should run
     "source": RUN,
     "pytest": ELSEWHERE,
@@ -349,3 +350,36 @@ def test_readme_is_short_and_its_translation_shows_the_same():
     assert blocks(readme, "python") == blocks(translation, "python")
     for mention in ("HF_ENDPOINT=", "EleutherAI/pythia-70m", "4.6 [1.6, 8.5]"):
         assert mention in translation.read_text()
+
+
+def test_every_key_of_the_config_is_described_with_its_default():
+    def leaves(section, prefix=""):
+        for name, value in section.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    text = (ROOT / "docs/config.md").read_text()
+    table, _, sources = text.partition("## Sources")
+    rows = re.findall(r"^\| `([\w.]+)` \| (?:`([^`]+)`)? ?\|", table, re.MULTILINE)
+    own = {name: default for name, default in rows if not name.startswith(("models.", "corpora."))}
+    wanted = dict(leaves({name: part for name, part in config.items() if name not in ("models", "corpora")}))
+    assert list(own) == list(wanted)
+    for name, value in wanted.items():
+        shown = own[name].replace("…", ", ".join(map(str, value[1:])) if isinstance(value, list) else "")
+        assert yaml.safe_load(shown) == value, name
+    named = {name.rpartition(".")[2] for name, _ in rows if name not in own}
+    for section in ("models", "corpora"):
+        entry = next(iter(config[section].values()))
+        assert set(entry) - {"source"} <= named
+    schema = yaml.safe_load((ROOT / "streamlm/experiment/config.schema.yaml").read_text())["$defs"]
+    kinds = [
+        schema["hub_model"],
+        schema["hub_corpus"],
+        schema["other_source"]["then"],
+        schema["other_source"]["else"],
+    ]
+    keys = {key for kind in kinds for key in kind["properties"]} - {"kind"}
+    assert set(re.findall(r"^\|[^|]*\| `(\w+)` \|", sources, re.MULTILINE)) == keys

@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from fresh_environments import EXAMPLE
-from project import ROOT
+from packaging.requirements import Requirement
+from project import PARTS, ROOT
 
-from streamlm.experiment.folder import HOME, SETTINGS, make_folder
+from streamlm.experiment.folder import SOURCE, SETTINGS, make_folder
 from streamlm.extras import DISTRIBUTION, EXTRAS, need
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -127,6 +129,47 @@ def test_command_without_its_extra_ends_with_that_line(tmp_path, library, args):
     assert (done.returncode, done.stdout) == (1, "")
 
 
+def pins(name):
+    """Return the pins of a list in envs/: a version by the name of a package."""
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "envs" / name).read_text(), re.MULTILINE)
+    return {re.sub("[_.]", "-", package.lower()): version for package, version in found}
+
+
+def test_pins_are_within_the_ranges_and_leave_cuda_to_torch():
+    pinned = pins("requirements.txt")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    extras = PROJECT["optional-dependencies"]
+    for line in [
+        *PROJECT["dependencies"],
+        *(line for lines in extras.values() for line in lines),
+        *groups["test"],
+    ]:
+        wanted = Requirement(line)
+        if wanted.name != DISTRIBUTION:
+            assert wanted.specifier.contains(pinned[wanted.name]), line
+    for name in ("requirements.txt", "requirements-latest.txt"):
+        assert not [package for package in pins(name) if package.startswith(("nvidia-", "cuda-"))]
+    assert "kvpress" not in pins("requirements-latest.txt")
+
+
+def test_hooks_and_release_have_the_pins_of_make_test():
+    pinned = pins("requirements.txt")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    named = [library for hook in hooks for library in hook["additional_dependencies"]]
+    named += re.findall(r"\w+==[\d.]+", (ROOT / ".github/workflows/release.yml").read_text())
+    assert len(named) == 5
+    assert all(pinned[name] == version for name, version in (library.split("==") for library in named))
+
+
+def test_container_has_all_that_the_workflow_needs(tmp_path):
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+    parts = {part for line in copied for part in line.split()}
+    assert parts == {line[1:] for line in (ROOT / ".containerignore").read_text().split() if line != "*"}
+    assert parts >= {part for part in PARTS if part != "README.md"}
+    metadata = PROJECT["license-files"] + [PROJECT["readme"], "pyproject.toml"]
+    assert parts >= set(metadata)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, unpacked as pip would."""
@@ -179,7 +222,7 @@ def test_folder_with_something_in_it_stays_as_it_is(tmp_path):
         with pytest.raises(ValueError, match="exists and is not an empty folder; name another one"):
             make_folder(place)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
-    assert HOME == ROOT
+    assert SOURCE == ROOT
 
 
 def script(folder, name, body):

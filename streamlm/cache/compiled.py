@@ -74,8 +74,8 @@ def compile_steps(model: PreTrainedModel) -> None:
     """
     if torch.__version__ < OLDEST_TORCH:
         raise ValueError(
-            f"compiled steps need torch {OLDEST_TORCH} or newer, this is {torch.__version__}; upgrade it, or do "
-            "not compile"
+            f"compiled steps need torch {OLDEST_TORCH} or newer, and this is {torch.__version__}; "
+            "upgrade it, or do not compile"
         )
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("the weights were made in inference mode; load the model outside of it to compile")

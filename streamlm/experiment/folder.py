@@ -7,8 +7,8 @@ from streamlm.provenance import ROOT
 
 # A wheel carries the workflow inside the package; in a checkout it is beside it.
 PACKAGED = ROOT / "streamlm" / "project"
-HOME = PACKAGED if PACKAGED.is_dir() else ROOT
-SNAKEFILE = HOME / "Snakefile"
+SOURCE = PACKAGED if PACKAGED.is_dir() else ROOT
+SNAKEFILE = SOURCE / "Snakefile"
 
 SETTINGS = (
     "config.yaml",
@@ -44,5 +44,5 @@ def make_folder(folder: Path) -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(INCLUDE, encoding="utf-8")
     for name, file in zip(SETTINGS, files[1:], strict=True):
-        copyfile(HOME / name, file)
+        copyfile(SOURCE / name, file)
     return files

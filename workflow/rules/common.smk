@@ -12,7 +12,7 @@ TITLES = [config["corpora"][corpus]["title"] for corpus in CORPORA]
 
 def code_of(script, *modules):
     """Return the fingerprint of code and all that it imports of ours: a rule with it reruns when they change."""
-    return code_fingerprint(f"{HOME}/{script}", *(ROOT / module for module in modules))
+    return code_fingerprint(f"{HERE}/{script}", *(ROOT / module for module in modules))
 
 
 def records_of(wildcards):
