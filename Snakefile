@@ -53,6 +53,8 @@ include: "workflow/rules/figures.smk"
 onstart:
     try:  # not in a dry run: read-only results can be looked at
         preflight.check_results_dir(config, writable=True)
+        if not workflow.deployment_settings.deployment_method:  # else jobs have environments of their own
+            preflight.check_libraries({job.rule.name for job in workflow.dag.needrun_jobs()})
     except ValueError as error:
         raise WorkflowError(str(error)) from None
     measuring = [job for job in workflow.dag.needrun_jobs() if job.rule.name.startswith("measure_")]

@@ -3,11 +3,10 @@
 #
 #   sh envs/set_up.sh FOLDER PINS
 #
-# PYTHON names the interpreter; without it, the first one that will do is taken.
+# PYTHON names the interpreter; without it, the first one that will do is taken. UV= (nothing) means pip.
 set -eu
 folder=$1 pins=$2
-candidates=${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14 python}
-uv=$(command -v uv || true)
+uv=${UV-$(command -v uv || true)}
 
 say() { echo "Set-up of $folder: $*"; }
 
@@ -16,14 +15,23 @@ find_base() {
     "$1" -c 'import sys; print(sys._base_executable); sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null
 }
 
-python= incomplete=
-for candidate in $candidates; do
-    base=$(find_base "$candidate") || continue
-    if [ -n "$uv" ] || "$base" -c 'import ensurepip, venv' 2> /dev/null; then
+if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3 python3.13 python3.12 python3.11 python3.14 python
+fi
+python='' incomplete='' found=''
+for candidate in "$@"; do
+    if ! command -v "$candidate" > /dev/null; then
+        found="$found, $candidate is missing"
+    elif ! base=$(find_base "$candidate"); then
+        found="$found, $candidate is $("$candidate" --version 2>&1)"
+    elif [ -n "$uv" ] || "$base" -c 'import ensurepip, venv' 2> /dev/null; then
         python=$base
         break
+    else
+        incomplete=${incomplete:-$base}
     fi
-    incomplete=$base
 done
 
 if [ -n "$python" ]; then
@@ -32,12 +40,10 @@ elif [ -n "$uv" ] && [ -z "${PYTHON:-}" ]; then
     python='>=3.11,<3.15'
     say "no Python 3.11 to 3.14 is there; uv finds or fetches one"
 elif [ -n "$incomplete" ]; then
-    say "$incomplete lacks venv or ensurepip; install them (Debian and Ubuntu: apt install python3-venv), or uv" >&2
+    say "$incomplete lacks venv or ensurepip; install them (Debian, Ubuntu: apt install $("$incomplete" -c \
+        'import sys; print("python%d.%d-venv" % sys.version_info[:2])')), or install uv" >&2
     exit 1
 else
-    for candidate in $candidates; do
-        found="${found:-}, $candidate is $("$candidate" --version 2> /dev/null || echo missing)"
-    done
     say "needs Python 3.11 to 3.14$found; install one, or uv, which fetches one" >&2
     exit 1
 fi

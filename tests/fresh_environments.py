@@ -1,20 +1,20 @@
 """Install the wheel into new environments, and print the table in docs/install.md.
 
-    python tests/fresh_environments.py WHEEL python3.11 python3.12 ... > table.md
-
 For each Python, once with the pins of envs/requirements.txt and once with the newest torch and transformers:
 make an environment, install torch and transformers, then the wheel, and run an example. It is an error if the
 wheel changes another package, or if the example is wrong. uv is used if it is there. torch takes gigabytes.
 """
 
+import argparse
+import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+NO_CACHE = {**os.environ, "UV_NO_CACHE": "1", "PIP_NO_CACHE_DIR": "1"}
 PINS = Path(__file__).parent.parent / "envs" / "requirements.txt"
 CORE = ("numpy", "safetensors", "torch", "tqdm", "transformers")
 # Losses in blocks equal those of decoding token by token through the cache, on a small random model.
@@ -40,7 +40,9 @@ print(f"{(torch.from_numpy(losses) - slow).abs().max():.0e}")
 
 def run(*command: object) -> str:
     """Return what a command prints."""
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [*map(str, command)], check=True, stdout=subprocess.PIPE, text=True, env=NO_CACHE
+    ).stdout
 
 
 class Environment:
@@ -63,9 +65,15 @@ class Environment:
         return dict(line.split("==") for line in found.split() if "==" in line)
 
 
-def main(wheel: str, *pythons: str) -> None:
+def main() -> None:
     """Print a row for every environment."""
-    columns = (
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel")
+    parser.add_argument("pythons", nargs="+", metavar="python")
+    given = parser.parse_args()
+    columns = ("Python", "with", "torch", "transformers", "s for these", "s for the wheel", "packages changed", "nats")
         "Python",
         "with",
         "torch",
@@ -77,7 +85,7 @@ def main(wheel: str, *pythons: str) -> None:
     )
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     pins = re.findall(rf"^(?:{'|'.join(CORE)})==\S+", PINS.read_text(encoding="utf-8"), re.MULTILINE)
-    for python in pythons:
+    for python in given.pythons:
         version = run(python, "-c", "import platform; print(platform.python_version())").strip()
         for name, wanted in (("the pins", pins), ("the newest", CORE)):
             with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +94,7 @@ def main(wheel: str, *pythons: str) -> None:
                 environment.pip("install", *wanted)
                 middle = time.monotonic()
                 before = environment.packages()
-                environment.pip("install", wheel)
+                environment.pip("install", given.wheel)
                 end = time.monotonic()
                 after = environment.packages()
                 difference = run(environment.python, "-W", "ignore", "-c", EXAMPLE).strip()
@@ -102,4 +110,4 @@ def main(wheel: str, *pythons: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

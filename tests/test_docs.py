@@ -370,16 +370,17 @@ def test_every_key_of_the_config_is_described_with_its_default():
     for name, value in wanted.items():
         shown = own[name].replace("…", ", ".join(map(str, value[1:])) if isinstance(value, list) else "")
         assert yaml.safe_load(shown) == value, name
-    named = {name.rpartition(".")[2] for name, _ in rows if name not in own}
-    for section in ("models", "corpora"):
-        entry = next(iter(config[section].values()))
-        assert set(entry) - {"source"} <= named
+    for section, more in (("models", {"title"}), ("corpora", {"title", "add_bos", "max_samples"})):
+        entry = {name.partition(".NAME.")[2] for name, _ in rows if name.startswith(f"{section}.")}
+        assert entry == more | {"source.kind"}
+        assert set(next(iter(config[section].values()))) == more | {"source"}
     schema = yaml.safe_load((ROOT / "streamlm/experiment/config.schema.yaml").read_text())["$defs"]
-    kinds = [
-        schema["hub_model"],
-        schema["hub_corpus"],
-        schema["other_source"]["then"],
-        schema["other_source"]["else"],
-    ]
-    keys = {key for kind in kinds for key in kind["properties"]} - {"kind"}
-    assert set(re.findall(r"^\|[^|]*\| `(\w+)` \|", sources, re.MULTILINE)) == keys
+    package, path = (schema["other_source"][case]["properties"] for case in ("then", "else"))
+    hub = schema["hub_model"]["properties"] | schema["hub_corpus"]["properties"]
+    shown, kind = {}, ""
+    for new, key in re.findall(r"^\| (?:`(\w+)` )?\| `(\w+)` \|", sources, re.MULTILINE):
+        kind = new or kind
+        shown.setdefault(kind, set()).add(key)
+    assert shown == {
+        name: set(keys) - {"kind"} for name, keys in (("path", path), ("package", package), ("hub", hub))
+    }

@@ -53,9 +53,8 @@ FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
 # The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
 # follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
 IMPORTING = {
-    "__init__ __main__ cli py.typed": set(),
+    "__init__ __main__ cli extras py.typed": set(),
     "commands experiment generate": set(),
-    "extras": FETCHING | READING | MEASURING | SHOWING,
     "experiment.__init__ experiment.warm_start": MEASURING,
     "records": FETCHING | READING | MEASURING | SHOWING,
     "config stats": MEASURING | SHOWING,

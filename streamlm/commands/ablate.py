@@ -18,6 +18,7 @@ from streamlm.commands.options import (
     text_option,
 )
 from streamlm.config import METHODS, Compute, Method, StreamConfig
+from streamlm.extras import need
 
 if TYPE_CHECKING:
     from streamlm.records.types import Record
@@ -85,6 +86,8 @@ def ablate(
     check_targets(output.output, figure)
     if figure is not None and figure.suffix not in (".png", ".pdf"):
         raise typer.BadParameter(f"a figure is written as .png or .pdf, got {figure}")
+    if figure is not None:
+        need("matplotlib", "pandas")
     from streamlm.summaries.main import ablation_rows
     from streamlm.summaries.tables import as_markdown
 
@@ -96,9 +99,9 @@ def ablate(
     with ExitStack() as undo:
         folder = output_dir or Path(undo.enter_context(tempfile.TemporaryDirectory()))
         ablation = _measure(ablation_type, sizes, inputs, compute, folder)
+    output.write(ablation, as_markdown(ablation_rows([ablation])))
     if figure is not None:
         _draw(figure, ablation)
-    output.write(ablation, as_markdown(ablation_rows([ablation])))
 
 
 def _measure(

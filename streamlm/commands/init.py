@@ -1,9 +1,12 @@
 """`init`: a folder of one's own, in which the workflow runs."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
+
+from streamlm.extras import EXTRAS, need
 
 
 def init(
@@ -13,6 +16,7 @@ def init(
     """Put the Snakefile, config and profiles of the workflow into an empty folder."""
     from streamlm.experiment.folder import make_folder
 
+    need(*(library for library, extra in EXTRAS.items() if extra == "workflow"))
     for file in make_folder(folder):
         typer.echo(str(file))
-    typer.echo(f"Now: cd {folder}; snakemake -n shows the jobs, snakemake --cores 1 all runs them.", err=True)
+    typer.echo(f"Next:\ncd {quote(str(folder))}\nsnakemake -n\nsnakemake --cores 1 all", err=True)

@@ -33,7 +33,8 @@ def find_model(model_name: Path) -> tuple[Path, str | None]:
         return model_name, None
     if model_name.parent == PACKAGED.parent:
         raise ValueError(
-            f"there is no {model_name}; make it with `snakemake {model_name}`, run beside the Snakefile"
+            f"there is no {model_name}; make it with `snakemake {model_name}`, run beside the Snakefile "
+            "(`streamlm init FOLDER` makes one)"
         )
     from streamlm.sources import hub
 

@@ -4,10 +4,12 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
 from streamlm.experiment.plan import Config, model_files, source_file
+from streamlm.extras import need
 
 
 def own_files(config: Config, kind: str, name: str) -> list[str]:
@@ -54,6 +56,18 @@ def check_results_dir(config: Config, *, writable: bool) -> None:
                 f"results_dir: {there} cannot be written ({error.strerror}); make it writable, or name "
                 "another folder in the config"
             ) from error
+
+
+# What a rule needs that the extra `workflow` does not bring.
+LIBRARIES = {"measure_compression": "kvpress", "measure_decoding": "kvpress", "fetch_sample": "datasets"}
+
+
+def check_libraries(rules: Collection[str]) -> None:
+    """Raise ValueError, before any job starts, if a library is missing that one of these rules needs."""
+    try:
+        need(*(library for rule, library in LIBRARIES.items() if rule in rules))
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from None
 
 
 CLOCK_SLACK = 60  # seconds by which the clock of a file server may be ahead
