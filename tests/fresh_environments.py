@@ -73,16 +73,7 @@ def main() -> None:
     parser.add_argument("wheel")
     parser.add_argument("pythons", nargs="+", metavar="python")
     given = parser.parse_args()
-    columns = ("Python", "with", "torch", "transformers", "s for these", "s for the wheel", "packages changed", "nats")
-        "Python",
-        "with",
-        "torch",
-        "transformers",
-        "seconds",
-        "for the wheel",
-        "packages changed",
-        "nats",
-    )
+    columns = ("Python", "with", "torch", "transformers", "s for these", "s for the wheel", "changed", "nats")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     pins = re.findall(rf"^(?:{'|'.join(CORE)})==\S+", PINS.read_text(encoding="utf-8"), re.MULTILINE)
     for python in given.pythons:

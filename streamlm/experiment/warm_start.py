@@ -8,6 +8,7 @@ its own, and computes what it would compute without this.
 
 import fcntl
 import json
+import multiprocessing.util
 import os
 import runpy
 import secrets
@@ -116,6 +117,7 @@ def main() -> None:
     except (OSError, ValueError):  # whoever asked is gone
         os._exit(1)
     status = _run(script)
+    multiprocessing.util._exit_function()  # frees its semaphores, such as that of tqdm
     try:
         sys.stdout.flush()
         sys.stderr.flush()
