@@ -117,7 +117,7 @@ def main() -> None:
     except (OSError, ValueError):  # whoever asked is gone
         os._exit(1)
     status = _run(script)
-    multiprocessing.util._exit_function()  # frees its semaphores, such as that of tqdm
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # frees semaphores, such as that of tqdm
     try:
         sys.stdout.flush()
         sys.stderr.flush()
