@@ -57,6 +57,61 @@ def test_turns_are_the_tokens_of_the_whole_conversation(chat_template, system):
     check_pieces(chat_tokenizer(chat_template), system)
 
 
+# As Qwen3: an answer after the last question has an (empty) thought before it, earlier ones have none.
+THINKS = (
+    "{% set ns = namespace(last=0) %}{% for message in messages %}{% if message.role == 'user' %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.index0 > ns.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As DeepSeek-R1's distilled models: every answer begins in a thought, which earlier answers do not show.
+OPENS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}<|im_start|>"
+    "{{ message.content.split('</think>')[-1] }}<|im_end|>{% else %}[user]{{ message.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "opening", "turn"),
+    [
+        (
+            THINKS,
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (OPENS, "[user]Hi<|im_start|><think>\n", "<|im_end|>[user]How?<|im_start|><think>\n"),
+    ],
+)
+def test_template_that_leaves_out_thoughts_is_fed_turn_by_turn(chat_template, opening, turn):
+    tokenizer = chat_tokenizer(chat_template)
+    template = ChatTemplate(tokenizer)
+    template.check_turns()
+    assert tokenizer.decode(template.opening("Hi")) == opening
+    assert tokenizer.decode(template.turn("How?")) == turn
+    assert template.forgets_thoughts
+    assert not ChatTemplate(chat_tokenizer()).forgets_thoughts
+
+
+def test_answer_ends_where_the_template_closes_it():
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    template = ChatTemplate(tokenizer)
+    assert template.end_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")} != {tokenizer.eos_token_id}
+    model = tiny_llama(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    with prepare(model):
+        conversation = Conversation(model, template, SinkCache(model.config, 2, 60), GREEDY, 30)
+        answer = tokenizer.encode("Yes.<|im_end|>more", add_special_tokens=False)
+        conversation.sampler = Scripted(answer)
+        assert "".join(conversation.ask("Hi")) == "Yes."
+    # A template that closes with plain text leaves the end to the model.
+    assert (
+        ChatTemplate(chat_tokenizer("{% for m in messages %}{{ m.content }}\n{% endfor %}")).end_ids == set()
+    )
+
+
 def test_sinks_hold_the_whole_system_prompt_and_no_more():
     tokenizer = chat_tokenizer()
     template = ChatTemplate(tokenizer, "Speak like a pirate.")
@@ -95,7 +150,7 @@ def test_system_prompt_that_a_template_leaves_out_asks_for_no_sinks():
 )
 def test_template_that_cannot_be_fed_by_turns_is_refused(chat_template, message):
     with pytest.raises(ValueError, match=message):
-        ChatTemplate(byte_tokenizer(chat_template=chat_template), "Be brief.")
+        ChatTemplate(byte_tokenizer(chat_template=chat_template), "Be brief.").check_turns()
 
 
 class Scripted:
@@ -230,6 +285,29 @@ def through_pipes(place, lines, *args):
     return subprocess.run(
         command(*args), cwd=place, env=ENVIRONMENT, input=lines, capture_output=True, text=True
     )
+
+
+def test_a_line_that_cannot_be_read_is_reported_and_the_conversation_goes_on(place):
+    lines = "hello\n\u00e8\n".encode("latin-1") + b"unfinished \xe8\x83\nstill there?\r\n/save c.json\n"
+    args = command("--max-new-tokens", "5")
+    done = subprocess.run(args, cwd=place, env=ENVIRONMENT, input=lines, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"this line is not UTF-8 and was not read; type it again") == 2
+    messages = json.loads((place / "c.json").read_text())
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["hello", "still there?"]
+
+
+def test_token_beyond_the_vocabulary_is_reported_and_the_conversation_goes_on(place):
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(["beyond"])
+    write_tiny_model(place / "short", tokenizer, vocab_size=len(tokenizer) - 1)
+    args = command("--max-new-tokens", "5", model="short")
+    lines = "beyond\nhello\n/save d.json\n"
+    done = subprocess.run(args, cwd=place, env=ENVIRONMENT, input=lines, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("not read: token id") == 1
+    messages = json.loads((place / "d.json").read_text())
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["hello"]
 
 
 def test_session_through_pipes(place):

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 from command import ENVIRONMENT, command, streamlm, streamlm_alone
-from tiny_model import write_tiny_model
+from tiny_model import byte_tokenizer, write_tiny_model
+from tokenizers import processors
 
 from streamlm.stats import BootstrapConfig
 from streamlm.summaries.main import collect_ablation
@@ -323,6 +324,46 @@ def test_prompts_of_a_file_are_answered_as_they_would_be_alone(place):
     alone = [json.loads(generate(place, "--prompt", p, *common, "--json").stdout) for p in prompts]
     blocks = zip(prompts, alone, strict=True)
     assert done.stdout == "".join(f"==> {p} <==\n{a['texts'][0]['text']}\n\n" for p, a in blocks)
+
+
+def test_a_prompt_ends_at_a_line_feed_and_nowhere_else(place):
+    prompts = ["first half\u2028second half", "page one\x0cpage two\x85end", "other"]
+    (place / "lines.txt").write_bytes("\r\n".join(["\ufeff" + prompts[0], *prompts[1:], ""]).encode())
+    done = generate(place, "--prompts", "lines.txt", "--max-new-tokens", 2, "--json")
+    assert [text["prompt"] for text in json.loads(done.stdout)["texts"]] == prompts
+
+
+def test_prompts_that_are_not_utf8_are_refused(place):
+    (place / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    refuse(generate(place, "--prompts", "latin.txt"), 1, "latin.txt is not UTF-8")
+    refuse(generate(place, "--prompt", "caf\udce9"), 1, "--prompt is not UTF-8; set the terminal to UTF-8")
+    refuse(streamlm(place, "chat", "--system", "tr\udce8s"), 1, "--system is not UTF-8")
+
+
+def test_prompt_beyond_the_vocabulary_is_refused(place):
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["beyond"])
+    write_tiny_model(place / "short", tokenizer, vocab_size=len(tokenizer) - 1)
+    done = streamlm(place, "generate", "--model-name", "short", "--prompt", "far beyond")
+    refuse(done, 1, "is outside the vocabulary of")
+
+
+def test_bos_comes_first_where_it_is_asked_for(place):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    write_tiny_model(place / "begins", tokenizer)
+    args = ("evaluate", "--model-name", "begins", "--window-size", 20, "--max-eval-tokens", 40, "--json")
+    without, with_bos = (
+        streamlm_alone(place, *args, "--text", "text.txt"),
+        streamlm_alone(place, *args, "--text", "text.txt", "--add-bos"),
+    )
+    assert "begins a text with BOS, which is left out here" in without.stderr
+    assert "BOS" not in with_bos.stderr
+    hashes = [json.loads(done.stdout)["tokens"]["sha256"] for done in (without, with_bos)]
+    assert hashes[0] != hashes[1]
+    refuse(streamlm(place, *args, "--tokens", "ids.npy", "--add-bos"), 2, "--tokens are taken as given")
 
 
 def test_generate_ends_in_front_of_a_stop_text(place):

@@ -68,6 +68,15 @@ def test_wrong_config_is_one_report_to_the_user_before_any_job(project, edit, ov
     assert "rule " not in output
 
 
+def test_section_on_the_command_line_has_a_remedy_that_can_be_followed(project):
+    status, output = dry_run(project, "--config", "experiment={n_sink: 2}")
+    assert status == 1
+    assert "experiment after --config as text; write them into a YAML file, and name it with" in output
+    (project / "mine.yaml").write_text("experiment: {n_sink: 2}")
+    assert dry_run(project, "--configfile", "mine.yaml")[0] == 0
+    assert dry_run(project, "--config", "results_dir=results/mine")[0] == 0
+
+
 def test_overlay_that_does_not_exist_is_named_before_any_job(project):
     # Snakemake itself opens it, before it reads a line of this project: the traceback above is its own.
     status, output = dry_run(project, "--configfile", "missing.yaml")

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import warnings
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from streamlm.sources.corpus import extract_documents, read_sample, tokenise_documents, write_sample
 from streamlm.sources.documents import Document
@@ -72,7 +73,9 @@ def tokenizer_dir(request, tmp_path):
     core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", add_bos_token=request.param)
+    if request.param:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
@@ -80,7 +83,13 @@ def tokenizer_dir(request, tmp_path):
 @pytest.mark.parametrize("max_samples", [None, 1, 2, 99])
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_stream_is_the_joined_text_tokenised_once(tokenizer_dir, add_bos, max_samples):
-    ids = tokenise_documents(DOCUMENTS, tokenizer_dir, add_bos=add_bos, max_samples=max_samples)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids = tokenise_documents(DOCUMENTS, tokenizer_dir, add_bos=add_bos, max_samples=max_samples)
+    would_add = AutoTokenizer.from_pretrained(tokenizer_dir)("x")["input_ids"][0] == 0
+    assert ["begins a text with BOS" in str(w.message) for w in caught] == [True] * (
+        would_add and not add_bos
+    )
     core = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     text = "\n\n".join(document.text for document in DOCUMENTS[:max_samples])
     expected = core.encode(text, add_special_tokens=False).ids

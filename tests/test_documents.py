@@ -4,6 +4,7 @@ import bz2
 
 import pytest
 
+from streamlm.sources.corpus import extract_documents
 from streamlm.sources.documents import Document, gutenberg_document, text_document, wikitext_documents
 from streamlm.sources.mediawiki import mediawiki_documents
 
@@ -99,7 +100,7 @@ def test_gutenberg_head_and_tail_are_stripped(head, tail, newline):
     assert gutenberg_document("hamlet.txt", raw) == Document("HAMLET", PLAY)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_gutenberg_accents_survive_either_encoding(encoding):
     assert gutenberg_document("x", "Æneas, café".encode(encoding)).text == "Æneas, café"
 
@@ -140,3 +141,62 @@ def test_text_refuses_blank_or_foreign_files(raw, match):
 def test_wikitext_is_cut_at_titles_between_blank_lines(lines, articles):
     rows = [line + "\n" if line else "" for line in lines]
     assert {document.title: document.text for document in wikitext_documents(rows)} == articles
+
+
+BOOK = """The Project Gutenberg EBook of A Book
+
+Character set encoding: {}
+
+*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***
+
+{}
+
+*** END OF THIS PROJECT GUTENBERG EBOOK A BOOK ***
+Licence.
+"""
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "body"),
+    [
+        ("Windows-1252", "cp1252", "“Well,” said she—no. Café, œuvre, 5€."),
+        ("ISO-8859-1", "cp1252", "“Well,” said she—no."),  # as many files are
+        ("ISO Latin-1", "latin-1", "Café déjà vu."),
+        ("US-ASCII", "latin-1", "Café déjà vu."),
+        ("ISO-8859-1", "utf-8", "“Well,” said she—café."),
+        ("Unicode UTF-8", "utf-8", "“Well,” said she—café."),
+        ("big5", "big5", "紅樓夢。第一回。"),
+        ("GB2312", "gb2312", "红楼梦。第一回。"),
+        ("ISO-8859-2", "iso-8859-2", "Łódź, Żółty żółw."),
+        ("Codepage 437", "cp437", "Café déjà vu."),
+        ("UTF-16", "utf-16", "Plain words of a book, and “quotes”."),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_gutenberg_text_is_read_in_the_encoding_that_it_declares(declared, encoding, body, line_end):
+    raw = BOOK.format(declared, body).replace("\n", line_end).encode(encoding)
+    assert gutenberg_document("book.txt", raw).text == body
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "message"),
+    [
+        ("UTF-8", "latin-1", "book.txt is not in UTF-8, as it says"),
+        ("unknown", "latin-1", "book.txt is not UTF-8, and names no other encoding; convert it"),
+        ("rot13", "latin-1", "names no other encoding"),
+    ],
+)
+def test_gutenberg_text_in_an_unknown_encoding_is_refused(declared, encoding, message):
+    with pytest.raises(ValueError, match=message):
+        gutenberg_document("book.txt", BOOK.format(declared, "Café.").encode(encoding))
+
+
+@pytest.mark.parametrize("character", ["\0", "\x1b", "\x7f", "\x85", "\x93"])
+@pytest.mark.parametrize("kind", ["text", "gutenberg"])
+def test_control_characters_are_refused_in_every_format(tmp_path, kind, character):
+    file = tmp_path / "book.txt"
+    file.write_text(f"Some words{character} more.", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"control character U\+{ord(character):04X} after 'Some words'"):
+        extract_documents({"kind": "path", "format": kind}, file)
+    file.write_text("Tabs\tare fine,\nand line\r\nends, and\fpages.", encoding="utf-8")
+    assert len(extract_documents({"kind": "path", "format": kind}, file)) == 1

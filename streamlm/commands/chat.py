@@ -13,7 +13,7 @@ from streamlm.commands.options import (
     drawing_option,
     text_option,
 )
-from streamlm.commands.writing import ChatSamplingOptions, open_writer
+from streamlm.commands.writing import ChatSamplingOptions, checked_text, open_writer
 
 
 def chat(
@@ -42,6 +42,8 @@ def chat(
     from streamlm.commands.session import run_session
     from streamlm.generate.chat import ChatTemplate, Conversation
 
+    if system is not None:
+        checked_text(system, "--system")
     sampling = draws.check()
     opened, tokenizer = open_writer(model_name, compute, compile)
     template = ChatTemplate(tokenizer, system)

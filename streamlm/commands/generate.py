@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from streamlm.commands.options import (
     print_json,
     text_option,
 )
-from streamlm.commands.writing import SamplingOptions, open_writer
+from streamlm.commands.writing import SamplingOptions, checked_text, open_writer
 
 if TYPE_CHECKING:
     from streamlm.generate.sampling import Writing
@@ -47,23 +47,30 @@ class PromptOptions:
         if (self.prompt is None) == (self.prompts is None):
             raise typer.BadParameter("give exactly one of --prompt and --prompts")
         if self.prompts is None:
-            return [str(self.prompt)]
-        lines = [line for line in self.prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            return [checked_text(str(self.prompt), "--prompt")]
+        try:
+            text = self.prompts.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.prompts} is not UTF-8 ({error}); convert it first") from error
+        lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
         if not lines:
             raise ValueError(f"{self.prompts} has no prompt; write one a line")
         return lines
 
-    def encode(self, tokenizer: Any, prompts: list[str]) -> list[list[int]]:
-        """Return the token ids of every prompt."""
+    def encode(self, tokenizer: Any, prompts: list[str]) -> tuple[list[list[int]], set[int]]:
+        """Return the token ids of every prompt, and the tokens with which a chat template ends an answer."""
         from streamlm.generate.chat import ChatTemplate
 
         # Quietly: transformers warns of texts past the trained length, which are the point here.
-        plain = partial(tokenizer.encode, verbose=False)
-        encode = ChatTemplate(tokenizer).opening if self.as_chat else plain
+        encode: Callable[[str], list[int]] = partial(tokenizer.encode, verbose=False)
+        ends: set[int] = set()
+        if self.as_chat:
+            template = ChatTemplate(tokenizer)
+            encode, ends = template.opening, template.end_ids
         ids = [encode(prompt) for prompt in prompts]
         if not all(ids):
             raise ValueError(f"the prompt {prompts[ids.index([])]!r} has no tokens; give some text")
-        return ids
+        return ids, ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +109,18 @@ def generate(
     prompts = asked.read()
     end.check()
     check_targets(output)
+    import numpy as np
+
     from streamlm.cache.sink_cache import SinkCache
     from streamlm.generate.sampling import Sampler, Writing, stop_ids
+    from streamlm.measure.scoring import check_vocabulary
 
     sampling = draws.check()
     opened, tokenizer = open_writer(model_name, compute, compile)
-    ids = asked.encode(tokenizer, prompts)
-    ends = set() if end.ignore_eos else stop_ids(opened.model, tokenizer)
+    ids, ends = asked.encode(tokenizer, prompts)
+    for each in ids:
+        check_vocabulary(np.array(each), opened.vocab_size)
+    ends = set() if end.ignore_eos else ends | stop_ids(opened.model, tokenizer)
     limits: dict[str, Any] = {
         "max_new_tokens": end.max_new_tokens, "stop_ids": ends, "stop_texts": end.stop or []
     }  # fmt: skip

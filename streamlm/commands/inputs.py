@@ -51,7 +51,7 @@ def open_inputs(source: SourceOptions, max_tokens: int | None = None) -> Inputs:
         name, ids = source.tokens.name, read_tokens(source.tokens)
     else:
         name, documents = _read_documents(source)
-        ids = tokenise_documents(documents, model_dir, add_bos=False, max_samples=source.max_samples)
+        ids = tokenise_documents(documents, model_dir, add_bos=source.add_bos, max_samples=source.max_samples)
     return Inputs(model_dir, title, ids[:max_tokens], name)
 
 
@@ -74,6 +74,8 @@ def _check_source(source: SourceOptions) -> None:
             )
     if on_hub and Path(str(name)).exists():
         raise typer.BadParameter(f"{name} is a file here; give it as --text or --tokens")
+    if source.tokens is not None and source.add_bos:
+        raise typer.BadParameter("--tokens are taken as given; leave --add-bos out")
     if source.tokens is not None and source.max_samples is not None:
         raise typer.BadParameter("--max-samples counts documents, and --tokens has none; leave one out")
 

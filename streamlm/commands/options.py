@@ -71,6 +71,9 @@ class SourceOptions:
     ] = None
     text: Annotated[Path | None, text_option(help="A UTF-8 text file, taken as one stream.")] = None
     tokens: Annotated[Path | None, text_option(help="A .npy of int64 ids, taken as given.")] = None
+    add_bos: Annotated[
+        bool, text_option("--add-bos", help="Begin the text with the tokenizer's BOS token.")
+    ] = False
     max_samples: int | None = None
 
 

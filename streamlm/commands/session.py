@@ -29,11 +29,11 @@ class PlainScreen:
     """Lines through pipes: answers on stdout, everything else on stderr."""
 
     def ask(self) -> str:
-        """Return the next line; EOFError after the last."""
-        line = sys.stdin.readline()
+        """Return the next line; EOFError after the last, UnicodeError if it is not UTF-8."""
+        line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return line.rstrip("\n")
+        return line.decode().removesuffix("\n").removesuffix("\r")
 
     def note(self, text: str) -> None:
         """Show something that is not an answer."""
@@ -65,8 +65,10 @@ class TerminalScreen:
         self.console = Console(highlight=False)
 
     def ask(self) -> str:
-        """Return what is typed; EOFError for Ctrl-D."""
-        return input("> ")
+        """Return what is typed; EOFError for Ctrl-D, UnicodeError if it is not UTF-8."""
+        line = input("> ")
+        line.encode()  # Python keeps bytes that it cannot decode as lone surrogates
+        return line
 
     def note(self, text: str) -> None:
         """Show something that is not an answer."""
@@ -132,6 +134,8 @@ def run_session(conversation: Conversation, title: str) -> None:
     screen.note(
         f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help lists the commands"
     )
+    if conversation.template.forgets_thoughts:
+        screen.note("this chat template leaves out earlier thoughts; here they stay as they were written")
     warned = False
     while True:
         try:
@@ -144,13 +148,19 @@ def run_session(conversation: Conversation, title: str) -> None:
             warned = True
             screen.note("\nCtrl-C again leaves, and so does Ctrl-D")
             continue
+        except UnicodeError:
+            screen.note("this line is not UTF-8 and was not read; type it again")
+            continue
         warned = False
         if line.startswith("/"):
             if line.split()[0] in ("/exit", "/quit"):
                 return
             run_command(conversation, line, screen)
         elif line.strip():
-            answer(conversation, line, screen)
+            try:
+                answer(conversation, line, screen)
+            except ValueError as error:
+                screen.note(f"not read: {error}")
 
 
 def answer(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:

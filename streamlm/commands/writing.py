@@ -43,6 +43,17 @@ class ChatSamplingOptions(SamplingOptions):
     top_p: TopP = 0.9
 
 
+def checked_text(text: str, option: str) -> str:
+    """Return a text of the command line; raise ValueError if it is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python keeps bytes that it cannot decode as lone surrogates
+        raise ValueError(
+            f"{option} is not UTF-8; set the terminal to UTF-8, or put it into a file"
+        ) from error
+    return text
+
+
 def open_writer(model_name: Path, compute: Compute, compile: bool) -> tuple["OpenedModel", Any]:
     """Return the prepared model and its tokenizer."""
     from streamlm.measure.open_model import open_model

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from streamlm.presses.grammar import check_budgets, check_context, compared_meth
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
 
 
-def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:
+def check_config(
+    config: Any, files: Iterable[Path | str] = (), typed: Mapping[str, Any] | None = None
+) -> None:
     """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy.
 
     Args:
         config: what was read from YAML, whatever it is.
         files: the files that it was read from, to find keys that they repeat.
+        typed: what `--config` set, for its own remedy.
     """
     found = schema_faults(config, _schema())
     sound = {**without(config, {fault.unsound for fault in found if fault.unsound is not None})}
@@ -31,7 +34,13 @@ def check_config(config: Any, files: Iterable[Path | str] = ()) -> None:
     lines |= {fault.line for fault in found}
     lines |= set(_contradictions(sound))
     if lines:
-        raise ValueError("the config has faults:\n" + "\n".join(f"  {line}" for line in sorted(lines)))
+        report = ["the config has faults:", *(f"  {line}" for line in sorted(lines))]
+        if sections := [name for name, value in (typed or {}).items() if isinstance(value, dict)]:
+            report.append(
+                f"  (Snakemake reads the values of {sections[0]} after --config as text; write them into a "
+                "YAML file, and name it with --configfile)"
+            )
+        raise ValueError("\n".join(report))
 
 
 @cache

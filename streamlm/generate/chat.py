@@ -1,6 +1,7 @@
 """A conversation of any length over one `SinkCache`: every turn feeds only its new tokens."""
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -13,25 +14,28 @@ from streamlm.generate.sampling import Sampler, Sampling, Writing, next_logits, 
 from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
 Message = dict[str, str]  # role and content, as chat templates take them
-ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer, 5c1e"}
+THOUGHT = {"role": "assistant", "content": "<think>\nA thought, 7d2f\n</think>\n\nAn answer, 5c1e"}
+AGAIN = {"role": "user", "content": "Why?"}
 MIN_SINKS = 4  # as the paper keeps
 
 
 class ChatTemplate:
     """The chat template of a tokenizer, turn by turn.
 
-    The token sequence equals the chat template applied to the whole conversation::
+    The token sequence is that of the chat template applied to the whole conversation::
 
         opening(user)  answer  turn(user)  answer  turn(user) ...
 
-    where an answer is what the model writes, without the token that ends it.
+    where an answer is what the model writes, without the token that ends it. Some templates leave thoughts
+    out of earlier answers, or begin every answer with one; here a thought stays as it was written.
 
     Args:
         tokenizer: of the model.
         system: the system prompt; None leaves it to the template.
 
     Raises:
-        ValueError: if there is no template, or it rewrites earlier turns as the conversation grows.
+        ValueError: if there is no template.
     """
 
     def __init__(self, tokenizer: Any, system: str | None = None) -> None:
@@ -43,14 +47,46 @@ class ChatTemplate:
             )
         self.start = [] if system is None else [{"role": "system", "content": system}]
         self.past = [*self.start, ASKED, ANSWERED]
-        before = self._render([*self.start, ASKED]) + ANSWERED["content"]
-        self.closing = self._after(before, self._render(self.past, answer=False))
-        ends = self.opening("Hi"), self.turn("Why?")
-        whole = self._encode(self._render([*self.past, {"role": "user", "content": "Why?"}]))
-        if (whole[: len(ends[0])], whole[-len(ends[1]) :]) != ends:
+
+    def check_turns(self) -> None:
+        """Raise ValueError unless a conversation can be fed turn by turn.
+
+        One that only leaves out thoughts can; see `forgets_thoughts`.
+        """
+        opening = self._render([*self.start, ASKED])
+        whole = self._render([*self.past, AGAIN])
+        if not whole.startswith(opening):  # where it begins every answer with a thought
+            opening = self._render([*self.start, ASKED], answer=False)
+        if not (whole.startswith(opening) and ANSWERED["content"] in whole[len(opening) :]):
+            raise ValueError(f"{self._name()} rewrites earlier turns; it cannot be fed turn by turn")
+        tokens, begin = self._encode(whole), self._encode(opening)
+        end = self.turn(AGAIN["content"])
+        if (tokens[: len(begin)], tokens[-len(end) :]) != (begin, end):
             raise ValueError(
                 f"{self._name()} gives a whole conversation other tokens than its turns; take another model"
             )
+
+    @property
+    def forgets_thoughts(self) -> bool:
+        """Whether the template leaves thoughts out of earlier answers, which stay in the cache here."""
+        return "A thought, 7d2f" not in self._render([*self.start, ASKED, THOUGHT, AGAIN])
+
+    @cached_property
+    def closing(self) -> str:
+        """What the template writes after an answer."""
+        _, found, closing = self._render(self.past, answer=False).rpartition(ANSWERED["content"])
+        if not found:
+            raise ValueError(f"{self._name()} rewrites answers; it cannot be fed turn by turn")
+        return closing
+
+    @property
+    def end_ids(self) -> set[int]:
+        """The special token with which the template closes an answer; the model's own end may be another."""
+        try:
+            first = self._encode(self.closing)[:1]
+        except ValueError:  # of one turn the model's own end will do
+            return set()
+        return set(first) & {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
     def _name(self) -> str:
         return f"the chat template of {self.tokenizer.name_or_path}"
@@ -64,18 +100,17 @@ class ChatTemplate:
             raise ValueError(f"{self._name()} refuses the conversation: {error}") from error
         return text
 
-    def _after(self, before: str, whole: str) -> str:
-        if not whole.startswith(before):
-            raise ValueError(f"{self._name()} rewrites earlier turns; it cannot be fed turn by turn")
-        return whole[len(before) :]
-
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def _turn(self, user: str) -> str:
-        past = self._render(self.past, answer=False)
-        return self._after(past, self._render([*self.past, {"role": "user", "content": user}]))
+        """Return the text from after a closed answer to where the next answer begins."""
+        whole = self._render([*self.past, {"role": "user", "content": user}])
+        _, found, turn = whole.rpartition(ANSWERED["content"] + self.closing)
+        if not found:
+            raise ValueError(f"{self._name()} rewrites earlier turns; it cannot be fed turn by turn")
+        return turn
 
     def opening(self, user: str) -> list[int]:
         """Return the tokens of the first turn, up to where the answer begins."""
@@ -109,6 +144,9 @@ class Conversation:
         cache: empty.
         sampling: how tokens are drawn.
         max_new_tokens: of an answer.
+
+    Raises:
+        ValueError: if the template rewrites earlier turns as the conversation grows.
     """
 
     def __init__(
@@ -121,7 +159,8 @@ class Conversation:
     ) -> None:
         self.model, self.template, self.cache = model, template, cache
         self.sampling, self.max_new_tokens = sampling, max_new_tokens
-        self.stop_ids = stop_ids(model, template.tokenizer)
+        template.check_turns()
+        self.stop_ids = stop_ids(model, template.tokenizer) | template.end_ids
         self.reset()
 
     def reset(self) -> None:

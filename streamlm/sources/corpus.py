@@ -1,6 +1,7 @@
 """Read the documents of a corpus from archives or files, and tokenise them to one stream of ids."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from streamlm.extras import need
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source, check_archive, extract_members
-from streamlm.sources.documents import Document, gutenberg_document, text_document
+from streamlm.sources.documents import Document, check_characters, gutenberg_document, text_document
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def extract_documents(source: Source, path: Path) -> list[Document]:
     read = _FORMATS[source["format"]]
     found = [document for name, raw in _source_files(source, path) for document in read(name, raw)]
     documents = [document for document in found if document.text]
+    for document in documents:
+        check_characters(document.title or path.name, document.text)
     if not documents:
         raise ValueError(f"no text in {path} (format {source['format']}); correct the source in the config")
     return documents
@@ -99,7 +102,8 @@ def tokenise_documents(
 ) -> np.ndarray:
     r"""Join the documents with blank lines, tokenise them once, and return the token ids.
 
-    The only special token added is one BOS at the beginning, if `add_bos`.
+    The only special token added is one BOS at the beginning, if `add_bos`. One that is written in a text,
+    such as ``<|endoftext|>``, is that token.
 
     Args:
         documents: in stream order.
@@ -118,6 +122,12 @@ def tokenise_documents(
     bos = [tokenizer.bos_token_id] if add_bos else []
     if bos == [None]:
         raise ValueError(f"add_bos is true but the tokenizer in {tokenizer_dir} has no BOS; use false")
+    if not add_bos and tokenizer.bos_token_id in tokenizer("")["input_ids"][:1]:
+        warnings.warn(
+            f"the tokenizer in {tokenizer_dir} begins a text with BOS, which is left out here; some models "
+            "are lost without it: --add-bos, or add_bos in the config, adds it",
+            stacklevel=2,
+        )
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise ValueError(

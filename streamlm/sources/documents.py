@@ -1,5 +1,6 @@
 """Documents of Project Gutenberg texts, WikiText and plain files."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ def gutenberg_document(name: str, raw: bytes) -> Document:
 
     Args:
         name: the file's name, for messages.
-        raw: UTF-8, or Latin-1 like many older texts.
+        raw: in UTF-8, in UTF-16, or in the encoding that the header names.
 
     Raises:
-        ValueError: no text is left, or it still mentions Project Gutenberg.
+        ValueError: no text is left, it still mentions Project Gutenberg, or its encoding is not known.
     """
-    text = _decode_old(raw).replace("\r\n", "\n")
+    text = _decode_gutenberg(name, raw).replace("\r\n", "\n")
     start = max((mark.end() for mark in _GUTENBERG_HEAD.finditer(text)), default=0)
     paragraphs = squeeze(_GUTENBERG_TAIL.sub("", text[start:])).split("\n\n")
     while paragraphs and _GUTENBERG_CREDIT.match(paragraphs[0]):
@@ -53,11 +54,48 @@ def gutenberg_document(name: str, raw: bytes) -> Document:
     return Document(title=text.partition("\n")[0].strip(), text=text)
 
 
-def _decode_old(raw: bytes) -> str:
+_DECLARED = re.compile(rb"^Character set encoding:[ \t]*([^\r\n]*?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+# Names that Python does not know. What calls itself Latin-1 or ASCII often has the quotes of cp1252.
+_ENCODINGS = {
+    **dict.fromkeys(["isolatin1", "iso88591", "latin1", "ascii", "usascii"], "cp1252"),
+    "unicodeutf8": "utf-8",
+    "macroman": "mac-roman",
+}
+
+
+def _decode_gutenberg(name: str, raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:  # accented Latin-1 is practically never valid UTF-8
-        return raw.decode("latin-1")
+        return raw.decode("utf-8-sig")  # what another encoding writes is practically never valid UTF-8
+    except UnicodeDecodeError:
+        declared = _DECLARED.search(raw)
+    # Without one, a library could only guess: it takes "Æneas, café" for Arabic.
+    said = "" if declared is None else declared[1].decode("ascii", "replace")
+    plain = re.sub(r"[^a-z0-9]", "", said.lower()).replace("codepage", "cp")
+    encoding = _ENCODINGS.get(plain, plain if plain.startswith("cp") else said)
+    try:
+        return raw.decode(encoding)
+    except LookupError:
+        raise ValueError(
+            f"{name} is not UTF-8, and names no other encoding; convert it, such as with "
+            f"`iconv -f CP1252 -t UTF-8`, or begin it with a line `Character set encoding: CP1252`"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not in {said}, as it says ({error}); convert it to UTF-8") from error
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
+
+
+def check_characters(name: str, text: str) -> None:
+    """Raise ValueError if a text has control characters, as binary files and wrong encodings leave them."""
+    if found := _CONTROL.search(text):
+        before = text[max(0, found.start() - 20) : found.start()]
+        raise ValueError(
+            f"{name} has the control character U+{ord(found[0]):04X} after {before!r}: it is no text, or "
+            "is not in this encoding; convert it to UTF-8, or remove the character"
+        )
 
 
 def text_document(name: str, raw: bytes) -> Document:
