@@ -112,8 +112,6 @@ smoke: env
 # is there stays; UPGRADE=--upgrade moves them all. torch brings its own CUDA libraries, where it has them.
 COMPILE = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command 'make lock' $(UPGRADE)
 CUDA := ^(cuda-|nvidia-|triton=)
-# Python 3.11 makes environments with a setuptools; with a newer one, torch's compiler may find two distutils.
-SETUPTOOLS := s/^setuptools==\S+$$/& ; python_full_version >= '3.12'/
 TRANSFORMERS := ^(transformers|tokenizers|huggingface-hub|hf-xet|regex|safetensors)=
 
 lock:
@@ -121,8 +119,8 @@ lock:
 	$(COMPILE) pyproject.toml --extra cli --extra hub --extra workflow --group test --group kernel \
 		--output-file envs/requirements-latest.txt
 	$(COMPILE) --group docs --output-file envs/requirements-docs.txt
-	sed --in-place --regexp-extended "/$(CUDA)/d; $(SETUPTOOLS)" envs/requirements.txt
-	sed --in-place --regexp-extended "/^(cuda-|nvidia-)/d; /$(TRANSFORMERS)/d; $(SETUPTOOLS)" envs/requirements-latest.txt
+	sed --in-place --regexp-extended '/$(CUDA)/d' envs/requirements.txt
+	sed --in-place --regexp-extended '/^(cuda-|nvidia-)/d; /$(TRANSFORMERS)/d' envs/requirements-latest.txt
 	sed '/^      - /d' envs/streamlm.yaml > envs/streamlm.yaml.new
 	sed '/^#/d; s/^/      - /' envs/requirements.txt >> envs/streamlm.yaml.new
 	mv envs/streamlm.yaml.new envs/streamlm.yaml

@@ -16,7 +16,6 @@ EXTRAS = {
     "matplotlib": "workflow",
     "mwparserfromhell": "workflow",
     "pandas": "workflow",
-    "pip": "workflow",
     "scipy": "workflow",
     "snakemake": "workflow",
 }

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import sys
 import tempfile
+import venv
 
 import pytest
 from conftest import make_tar, make_zip
@@ -76,6 +78,15 @@ def test_fetch_without_network_says_so(wheel, tmp_path, monkeypatch):
     source = pinned(wheel, requirement="absent==1.0", pip_args=args)
     with pytest.raises(ValueError, match=r"absent==1\.0: no connection to the package index, .*absent==1\.0"):
         fetch_archive(source, tmp_path / "absent")
+
+
+def test_fetch_without_pip_says_so(wheel, tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
+    with pytest.raises(
+        ValueError, match=r"demo==1\.0 is fetched with pip, which \S+/bin/python does not have"
+    ):
+        fetch_archive(pinned(wheel), tmp_path / "archive")
 
 
 def test_wrong_hash_message_names_the_hash_that_came(wheel, tmp_path):

@@ -62,7 +62,7 @@ def test_core_is_light_and_every_range_is_open():
 
 def test_every_optional_library_is_in_the_extra_that_is_named(monkeypatch):
     of = {extra: names(lines) - {DISTRIBUTION} for extra, lines in PROJECT["optional-dependencies"].items()}
-    assert set().union(*of.values()) == set(EXTRAS) | {"pyyaml", "standard-pipes"}  # which come with others
+    assert set().union(*of.values()) == set(EXTRAS) | {"pip", "pyyaml", "standard-pipes"}
     assert all(library in of[extra] for library, extra in EXTRAS.items())
     assert set(EXTRAS.values()) | {"all"} == set(of)
     monkeypatch.setitem(EXTRAS, "kvpressed", "compare")
@@ -84,7 +84,7 @@ def test_every_library_that_is_imported_is_in_the_core_or_in_an_extra():
                 imported.add(node.module.partition(".")[0])
     others = imported - sys.stdlib_module_names - {"streamlm"}
     assert others - set(EXTRAS) == core | theirs
-    assert set(EXTRAS) - others == {"pip", "snakemake"}  # which are run
+    assert set(EXTRAS) - others == {"snakemake"}  # which is run
 
 
 def test_front_door_works_with_the_core_alone():

