@@ -6,6 +6,7 @@ DISTRIBUTION = "streamlm-cache"  # `streamlm` on the Python package index is ano
 
 # By import name. torch, transformers, numpy, safetensors, tqdm and what these bring are always there.
 EXTRAS = {
+    "accelerate": "hub",
     "typer": "cli",
     "rich": "cli",
     "tabulate": "cli",

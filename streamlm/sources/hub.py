@@ -99,7 +99,7 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
     """
     repo, revision = source["repo"], source["revision"]
     if gguf := source.get("gguf"):
-        need("gguf")
+        need("accelerate", "gguf")
         from streamlm.sources.gguf import convert_gguf
 
         convert_gguf(snapshot(repo, revision, "model", [gguf]) / gguf, out_dir, title)
