@@ -55,7 +55,7 @@ $(LATEST)/.ready: envs/set_up.sh envs/requirements-latest.txt pyproject.toml
 
 # All that depends on transformers, but for kvpress, which does not allow this one, and the workflow, which needs
 # kvpress. Three at a time, since the tests of a hub mostly wait for it.
-LIBRARY := archives attention chat cli cost captured_step compiled docs every_family families footprint front_door gguf hub \
+LIBRARY := archives attention chat chat_session cli cost captured_step compiled docs every_family families footprint front_door generate gguf hub \
 	kept_state latency methods model_folders models perplexity probe products quantized_attention rescore sampling scoring sink_cache threads
 
 latest: $(LATEST)/.ready

@@ -34,7 +34,7 @@ report: "workflow/report/workflow.rst"
 
 
 try:
-    check_config(config, files=workflow.configfiles, typed=workflow.config_settings.config)
+    check_config(config, files=workflow.configfiles, command_line=workflow.config_settings.config)
     preflight.check_dates(config)
     preflight.check_results_dir(config, writable=False)
 except ValueError as error:

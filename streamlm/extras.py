@@ -6,10 +6,10 @@ DISTRIBUTION = "streamlm-cache"  # `streamlm` on the Python package index is ano
 
 # By import name. torch, transformers, numpy, safetensors, tqdm and what these bring are always there.
 EXTRAS = {
-    "accelerate": "hub",
     "typer": "cli",
     "rich": "cli",
     "tabulate": "cli",
+    "accelerate": "hub",
     "datasets": "hub",
     "gguf": "hub",
     "kvpress": "compare",

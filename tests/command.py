@@ -43,3 +43,9 @@ def only_line(done, status=1):
     assert done.returncode == status
     (line,) = done.stderr.splitlines()
     return line
+
+
+def refuse(done, status, message):
+    """A mistake is one line on stderr, the status says of what kind, and stdout stays empty."""
+    assert message in only_line(done, status)
+    assert done.stdout == ""

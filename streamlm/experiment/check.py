@@ -17,14 +17,14 @@ SCHEMA = Path(__file__).with_name("config.schema.yaml")
 
 
 def check_config(
-    config: Any, files: Iterable[Path | str] = (), typed: Mapping[str, Any] | None = None
+    config: Any, files: Iterable[Path | str] = (), command_line: Mapping[str, Any] | None = None
 ) -> None:
     """Raise ValueError with every fault of a config, one line each: key, value, rule, remedy.
 
     Args:
         config: what was read from YAML, whatever it is.
         files: the files that it was read from, to find keys that they repeat.
-        typed: what `--config` set, for its own remedy.
+        command_line: what `--config` set; Snakemake reads all values inside a section there as text.
     """
     found = schema_faults(config, _schema())
     sound = {**without(config, {fault.unsound for fault in found if fault.unsound is not None})}
@@ -35,7 +35,7 @@ def check_config(
     lines |= set(_contradictions(sound))
     if lines:
         report = ["the config has faults:", *(f"  {line}" for line in sorted(lines))]
-        if sections := [name for name, value in (typed or {}).items() if isinstance(value, dict)]:
+        if sections := [name for name, value in (command_line or {}).items() if isinstance(value, dict)]:
             report.append(
                 f"  (Snakemake reads the values of {sections[0]} after --config as text; write them into a "
                 "YAML file, and name it with --configfile)"

@@ -53,14 +53,14 @@ class ChatTemplate:
 
         One that only leaves out thoughts can; see `forgets_thoughts`.
         """
-        opening = self._render([*self.start, ASKED])
+        asked, opening = (self._render([*self.start, ASKED], answer=answer) for answer in (False, True))
         whole = self._render([*self.past, AGAIN])
-        if not whole.startswith(opening):  # where it begins every answer with a thought
-            opening = self._render([*self.start, ASKED], answer=False)
-        if not (whole.startswith(opening) and ANSWERED["content"] in whole[len(opening) :]):
+        before, _, after = whole.partition(ANSWERED["content"])
+        # It may begin an answer with a thought, which it leaves out later.
+        shortened = before.startswith(asked) and opening.startswith(before)
+        if not (before == opening or shortened) or after != self.closing + self._turn(AGAIN["content"]):
             raise ValueError(f"{self._name()} rewrites earlier turns; it cannot be fed turn by turn")
-        tokens, begin = self._encode(whole), self._encode(opening)
-        end = self.turn(AGAIN["content"])
+        tokens, begin, end = self._encode(whole), self._encode(before), self.turn(AGAIN["content"])
         if (tokens[: len(begin)], tokens[-len(end) :]) != (begin, end):
             raise ValueError(
                 f"{self._name()} gives a whole conversation other tokens than its turns; take another model"
