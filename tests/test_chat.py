@@ -136,7 +136,9 @@ def test_system_prompt_that_a_template_leaves_out_asks_for_no_sinks():
         (None, "has no chat template; take an instruct model"),
         ("{{ messages[-1].content }}{{ '!' * (messages | length) }}", "rewrites earlier turns"),
         (
-            CHATML.replace("{{ message.content }}", "{{ loop.length }}{{ message.content }}"),
+            CHATML.replace(
+                "{{ message.content }}", "{{ '(past) ' if message.role == 'assistant' }}{{ message.content }}"
+            ),
             "rewrites earlier",
         ),
         ("{{ raise_exception('no system role') }}", "refuses the conversation: no system role"),
