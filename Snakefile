@@ -17,12 +17,19 @@ elif workflow.deployment_settings.deployment_method:
 
 from streamlm.experiment import plan, preflight, warm_start
 from streamlm.experiment.check import check_config, warn_beyond_training
-from streamlm.experiment.faults import check_syntax
-from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
+from streamlm.experiment.config_file import check_file
+from streamlm.figures.catalogue import (
+    FIGURES,
+    MAIN_FIGURES,
+    PAPER_FIGURES,
+    fill_caption,
+    find_figure,
+    measured_on,
+)
 from streamlm.provenance import ROOT, code_fingerprint
 
 try:
-    check_syntax("config.yaml")
+    check_file("config.yaml")
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
@@ -48,6 +55,7 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/paper.smk"
 
 
 onstart:
@@ -83,7 +91,18 @@ rule all:
         ),
         expand(f"{RESULTS}/kvpress/{{corpus}}_{{part}}.json", corpus=CORPORA, part=["result", "comparison"]),
         expand(f"{RESULTS}/streaming_llm/ablation_{{kind}}.json", kind=["window_size", "n_sink"]),
+        f"{RESULTS}/answer.html",
         f"{RESULTS}/experiment_summary.md",
         f"{RESULTS}/decoding_latency_summary.md",
-        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=FIGURES, format=["png", "pdf"]),
-        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=FIGURES, format=["csv", "tex", "html"]),
+        f"{RESULTS}/kvpress_summary.md",
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=MAIN_FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=MAIN_FIGURES, format=["csv", "tex", "html"]),
+
+
+# Every table and figure of the paper by its number; takes longer than `all`.
+rule paper:
+    input:
+        rules.all.input,
+        f"{RESULTS}/paper.md",
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=PAPER_FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=PAPER_FIGURES, format=["csv", "tex", "html"]),

@@ -2,11 +2,12 @@
 
 1. The cache alone, with the shapes of the packaged model: our store, concatenation as `DynamicCache` does it,
    and rotating the whole window at every token as transformers' former `SinkCache` did.
-2. The whole model: ours; `DynamicCache` holding as many tokens, on the same linear layers; the PyPI package
-   `attention-sinks`, which runs in an environment and a process of its own on the same weights, text and
-   threads (its losses first: both keep the same tokens); transformers as it is, `DynamicCache` on its own
-   linear layers; ours with a compiled step; and, as the least that a step can take, the plain sum of as many
-   bytes as the weights and the cache have.
+2. The whole model: ours; ours on transformers' own linear layers, which shows what the cache alone is worth;
+   `DynamicCache` holding as many tokens, on our linear layers; the PyPI package `attention-sinks`, which runs
+   in an environment and a process of its own on the same weights, text and threads (its losses first: both
+   keep the same tokens); transformers as it is, `DynamicCache` on its own linear layers; ours with a compiled
+   step; and, as the least that a step can take, the plain sum of as many bytes as the weights and the cache
+   have.
 3. A long generation with our cache: time and resident memory of every token.
 
 All are timed in turns, so that a busy machine slows all of them; a ratio is taken within a turn.
@@ -28,6 +29,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, S
 from transformers.utils.logging import disable_progress_bar
 
 from streamlm.cache.models import read_model
+from streamlm.cache.prepare import switch
 from streamlm.cache.rope import Rotary
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import Compute
@@ -37,6 +39,7 @@ from streamlm.stats import trend
 
 N_SINK = 4
 OURS, COMPILED = "SinkCache", "SinkCache, compiled"
+UNCHANGED = "SinkCache, transformers' linear layers"
 DYNAMIC, THEIRS, STOCK = "DynamicCache", "attention-sinks 0.4.0", "transformers as it is"
 FLOOR = "sum of as many bytes"
 CONCATENATE, ROTATE_ALL = "concatenating", "rotating the window"
@@ -187,12 +190,13 @@ class Worker:
 
 
 @torch.inference_mode()
-def time_decoding(ours, compiled, plain, stock, worker, stream, capacity, repeats, steps=16):
+def time_decoding(ours, unchanged, compiled, plain, stock, worker, stream, capacity, repeats, steps=16):
     """Return milliseconds per token of each, a list of `repeats` by name."""
     worker.ask(do="load", window=capacity - N_SINK - 1)  # trims after the step: one less of ours
     worker.ask(do="fill", stop=capacity)
     steppers = {
         OURS: InProcess(ours, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
+        UNCHANGED: InProcess(unchanged, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
         COMPILED: InProcess(compiled, SinkCache(ours.config, N_SINK, capacity - N_SINK), stream, capacity),
         DYNAMIC: Growing(plain, DynamicCache(config=plain.config), stream, capacity),
         THEIRS: worker,
@@ -279,18 +283,17 @@ def table(by_capacity, names):
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def compiled_table(by_capacity):
-    """Return a markdown table: the compiled step and the sum of as many bytes, with ratios to both."""
-    pairs = [(STOCK, COMPILED), (THEIRS, COMPILED), (OURS, COMPILED), (OURS, FLOOR), (COMPILED, FLOOR)]
+def ratio_table(by_capacity, names, pairs):
+    """Return a markdown table: the times of `names`, and the ratios of `pairs`."""
     rows = [
         [
             capacity,
-            *(spread(times[name]) for name in (COMPILED, FLOOR)),
+            *(spread(times[name]) for name in names),
             *(spread(np.array(times[above]) / np.array(times[below])) for above, below in pairs),
         ]
         for capacity, times in by_capacity.items()
     ]
-    headers = ["held", f"{COMPILED}, ms", f"{FLOOR}, ms", *(f"{above} / {below}" for above, below in pairs)]
+    headers = ["held", *(f"{name}, ms" for name in names), *(f"{above} / {below}" for above, below in pairs)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -323,6 +326,8 @@ def main():
     compiled = open_model(options.model, Compute(device="cpu"), compile=True).model
     plain = read_model(options.model, dtype=torch.float32, device="cpu")
     stock = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    unchanged = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    switch(unchanged)
     worker = Worker(options.theirs, options.model, tokens)
     machine = f"{processor_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
     about = f"{opened.title}; {machine}; median [min, max] of {options.repeats} turns"
@@ -337,15 +342,19 @@ def main():
     print(f"\nLosses of {options.losses} tokens with {N_SINK}+508, ours and {THEIRS}:", end=" ")
     print(f"they differ by at most {difference:.1e} nats")
     decoding = {
-        n: time_decoding(ours, compiled, plain, stock, worker, stream, n, options.repeats)
+        n: time_decoding(ours, unchanged, compiled, plain, stock, worker, stream, n, options.repeats)
         for n in (512, 1024, 2048)
     }
+    print("\nThe cache alone, all on transformers' linear layers, per decoded token:\n")
+    others = [(THEIRS, UNCHANGED), (STOCK, UNCHANGED)]
+    print(ratio_table(decoding, [UNCHANGED, THEIRS, STOCK], others))
     print("\nWhole model, per decoded token:\n")
     print(table(decoding, [OURS, DYNAMIC, THEIRS, STOCK]))
     print("\nCompiled, and the least that reading weights and cache takes:\n")
-    print(compiled_table(decoding))
+    below = [(STOCK, COMPILED), (THEIRS, COMPILED), (OURS, COMPILED), (OURS, FLOOR), (COMPILED, FLOOR)]
+    print(ratio_table(decoding, [COMPILED, FLOOR], below))
 
-    del compiled, plain, stock
+    del unchanged, compiled, plain, stock
     worker.process.stdin.close()
     long = measure_long(ours, stream, 512, options.long)
     print_trends(long, options.long)

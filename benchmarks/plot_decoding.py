@@ -8,25 +8,33 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, ORANGE, PAGE, PURPLE, RC_PARAMS, SMALL
+from streamlm.figures.style import DENSE_STYLE, LINE_STYLES, ORANGE, PAGE, PURPLE, RC_PARAMS, SKY, SMALL
 
-STYLES = (
-    *LINE_STYLES,
-    {"color": PURPLE, "marker": "v", "linestyle": "-"},
-    {"color": ORANGE, "marker": "D", "linestyle": "--"},
-    DENSE_STYLE,
-)
+STYLES = dict(
+    zip(
+        (
+            "SinkCache", "SinkCache, compiled", "DynamicCache", "attention-sinks 0.4.0",
+            "transformers as it is", "sum of as many bytes", "SinkCache, transformers' linear layers",
+        ),
+        (
+            *LINE_STYLES, {"color": PURPLE, "marker": "v", "linestyle": "-"},
+            {"color": ORANGE, "marker": "D", "linestyle": "--"}, DENSE_STYLE,
+            {"color": SKY, "marker": "P", "linestyle": "-."},
+        ),
+        strict=True,
+    )
+) | dict(zip(("concatenating", "rotating the window"), LINE_STYLES[1:], strict=True))  # fmt: skip
 RECORD, TARGET = Path("benchmarks/decoding.json"), Path("docs/results/decoding.png")
 
 
 def plot_times(axes, by_capacity, title, scale):
     """Draw the median of each implementation against tokens held, with the spread over turns."""
     held, names = [int(capacity) for capacity in by_capacity], list(next(iter(by_capacity.values())))
-    for name, style in zip(names, STYLES[: len(names)], strict=True):
+    for name in names:
         runs = np.array([times[name] for times in by_capacity.values()])  # (sizes, turns)
         middle = np.median(runs, axis=1)
         arms = (middle - runs.min(axis=1), runs.max(axis=1) - middle)
-        axes.errorbar(held, middle, arms, label=name, **style)
+        axes.errorbar(held, middle, arms, label=name, **STYLES[name])
     axes.set(title=title, xlabel="tokens held", ylabel="ms per token", xscale="log", yscale=scale)
     axes.set_xticks(held, map(str, held))
     axes.minorticks_off()

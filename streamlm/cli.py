@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from streamlm import __version__
+from streamlm.characters import without_steering
 from streamlm.commands.ablate import ablate
 from streamlm.commands.chat import chat
 from streamlm.commands.compare import compare
@@ -18,7 +18,10 @@ from streamlm.commands.groups import spread_groups
 from streamlm.commands.info import info
 from streamlm.commands.init import init
 from streamlm.commands.latency import latency
+from streamlm.commands.terminal import say, show_on_terminal
 from streamlm.commands.verify import verify
+from streamlm.commands.version import version
+from streamlm.commands.watch import watch
 
 # typer vendors click and does not export UsageError; reach it through a subclass.
 UsageError: Any = typer.BadParameter.__base__
@@ -33,18 +36,14 @@ app = typer.Typer(
     name="streamlm",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # Colours of typer itself, of which there are none but in help, which rich writes.
+    context_settings={"help_option_names": ["-h", "--help"], "color": False},
 )
 
 
 @app.callback(epilog=STATUS)
 def about() -> None:
     """What a language model loses, and saves, when its KV cache keeps attention sinks and a window."""
-
-
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
 
 
 for panel, function, example in (
@@ -59,6 +58,7 @@ for panel, function, example in (
     (WRITE, generate, "--prompt 'Once upon a time' --max-new-tokens 20000 --output story.txt"),
     (WRITE, chat, "--system 'You answer in one sentence.' --temperature 0.7"),
     (INSPECT, info, "--model-name data/models/smollm2-135m-instruct --window-size 1020 --context 100000"),
+    (INSPECT, watch, "--text book.txt --n-sink 4 --window-size 60 --html watch.html"),
     (INSPECT, figures, "--results-dir results --output-dir figures"),
     (INSPECT, verify, "results --max-tokens 5000"),
     (INSPECT, version, ""),
@@ -72,7 +72,9 @@ for panel, function, example in (
 def main() -> None:
     """Run the command; a fault is one line on stderr, and a status of its own."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it warns of is checked here
-    warnings.formatwarning = lambda message, *_, **__: f"streamlm: {message}\n"  # without our source line
+    show_on_terminal()
+    # Without our source line.
+    warnings.formatwarning = lambda message, *_, **__: f"streamlm: {without_steering(str(message))}\n"
     try:
         sys.exit(app(standalone_mode=False, prog_name="streamlm"))
     except UsageError as error:
@@ -84,5 +86,5 @@ def main() -> None:
 def fail(message: str, status: int) -> None:
     """End with a line on stderr, if there is something to say, and this status."""
     if message:  # where help is shown instead, typer's error has none
-        print(f"streamlm: {' '.join(message.split())}", file=sys.stderr)
+        say(f"streamlm: {without_steering(' '.join(message.split()))}", err=True)
     sys.exit(status)

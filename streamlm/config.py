@@ -1,8 +1,10 @@
 """Frozen settings: the geometry of the cache, the methods, and what a measurement computes with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from streamlm.limits import TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,18 +12,28 @@ class StreamConfig:
     """Geometry of the streaming cache, in tokens.
 
     Raises:
-        ValueError: if `n_sink` is negative or `window_size` is below 1.
+        ValueError: if `n_sink` is negative, `window_size` is below 1, or one of them is endless; if
+            `positions` is another word.
     """
 
     n_sink: int  # first tokens, never evicted
     window_size: int  # most recent tokens, the current one included
+    # How far a sink is from a query: as far as in the cache (arXiv:2309.17453, section 3.2), or in the text.
+    positions: Literal["cache", "text"] = "cache"
 
     def __post_init__(self) -> None:
+        if self.positions not in ("cache", "text"):
+            raise ValueError(f'positions must be "cache" or "text", got {self.positions!r:.40}')
         if self.n_sink < 0:
             raise ValueError(f"n_sink must be >= 0, got {self.n_sink}; use 0 for a plain sliding window")
         if self.window_size < 1:
             raise ValueError(
                 f"window_size must be >= 1, got {self.window_size}; the window counts the current token"
+            )
+        if max(self.n_sink, self.window_size) > TOKENS:
+            raise ValueError(
+                f"n_sink and window_size must be at most {TOKENS:,}, got {self.n_sink:,} and "
+                f"{self.window_size:,}; a window as long as the text keeps all of it"
             )
 
     def __str__(self) -> str:
@@ -35,7 +47,7 @@ class StreamConfig:
     def within(self, n_tokens: int) -> "StreamConfig":
         """Return the smallest geometry that means the same for a stream of `n_tokens`."""
         n_sink = min(self.n_sink, n_tokens - 1)
-        return StreamConfig(n_sink=n_sink, window_size=min(self.window_size, n_tokens - n_sink))
+        return replace(self, n_sink=n_sink, window_size=min(self.window_size, n_tokens - n_sink))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +59,10 @@ class Compute:
     torch_threads: int | str = "auto"  # of CPU arithmetic; "auto" is every core
 
 
-ROLES = ("wikitext", "pg19")  # the texts of the packaged experiment, as the workflow stores them in data/
+SHARE_QUERIES = 128  # at the end of a context: the mean of their attention is its sink mass
+
+# The texts of the packaged experiment, stored in data/, and the data sets on a hub that they stand in for.
+ROLES = {"wikitext": ("Salesforce/wikitext", "wikitext-103-v1"), "pg19": ("emozilla/pg19", None)}
 
 Geometry = Callable[[StreamConfig, int], StreamConfig]
 
@@ -55,6 +70,11 @@ Geometry = Callable[[StreamConfig, int], StreamConfig]
 def as_asked(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
     """Return the geometry that was asked for."""
     return cfg
+
+
+def at_text_positions(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
+    """Return the geometry that was asked for, with sinks as far from a query as they are in the text."""
+    return replace(cfg, positions="text")
 
 
 def without_sinks(cfg: StreamConfig, n_tokens: int) -> StreamConfig:
@@ -84,6 +104,7 @@ class Method:
     hatch: str
     is_timed: bool = False  # whether the workflow times its decoding; `measure.decoders.DECODERS` has how
     is_sampled: bool = False  # whether its losses are estimated from a sample of tokens
+    is_compared: bool = True  # whether the main comparison of an experiment has it
     # (query positions, key positions, asked, tokens) -> which keys are drawn as seen; None: by the geometry
     sketch: Callable[[Any, Any, StreamConfig, int], Any] | None = None
 
@@ -117,6 +138,11 @@ METHODS = {
         Method(
             name="streaming", title="streaming (sinks + window)", geometry=as_asked, cost="O(TC)",
             is_timed=True, color="#0072b2", marker="o", linestyle="-", hatch="....",
+        ),
+        Method(
+            name="text_positions", title="sinks + window at positions in the text",
+            geometry=at_text_positions, cost="O(TC)", is_compared=False, color="#d55e00", marker="v",
+            linestyle="--", hatch="----",
         ),
     )
 }  # fmt: skip

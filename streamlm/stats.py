@@ -6,16 +6,31 @@ from typing import Any
 import numpy as np
 
 from streamlm.extras import need
+from streamlm.limits import RESAMPLES, SEED, TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapConfig:
-    """Settings of the moving-block bootstrap."""
+    """Settings of the moving-block bootstrap.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
 
     block: int = 128  # tokens; losses further apart than this are taken as independent
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("block", 1, TOKENS), ("resamples", 1, RESAMPLES), ("seed", 0, SEED)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name} of a bootstrap must be from {low} to {high}, got {value!r:.40}")
+        if type(self.confidence) not in (int, float) or not 0 < self.confidence < 1:
+            raise ValueError(
+                f"confidence of a bootstrap must be between 0 and 1, got {self.confidence!r:.40}"
+            )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def check_report(report, pictures):
         )
         page.screenshot(path=pictures / "workflow.png")
         shown = {"description": page.evaluate("document.querySelector('.prose').innerText")}
+        page.evaluate("document.querySelector('.prose details').open = true")
+        shown["unfolded"] = page.evaluate("document.querySelector('.prose').innerText")
+        shown["pictures"] = page.evaluate(
+            "[...document.querySelectorAll('.prose img')].map(image => image.naturalWidth)"
+        )
         _click(page, "Statistics")
         _wait(
             page, "document.querySelectorAll('#runtimes svg, #runtimes canvas, #timeline canvas').length >= 2"

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing in these tests may ask a model hub
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels on a CPU; read when Triton is first imported, by anything
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -191,3 +192,26 @@ def score_by_name(*, method, n_sink, window_size, dtype="float32", device="cpu",
         compute=Compute(dtype=dtype, device=device, torch_threads=torch_threads),
         **options,
     )
+
+
+PROSE = "The rain fell on us all. We went home, and nobody said a word! Was it late? The clock had stopped. "
+
+
+@pytest.fixture(scope="session")
+def prose_model(tmp_path_factory):
+    """The folder of a tiny model with a tokenizer of bytes."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("prose") / "model", max_position_embeddings=3000)
+
+
+@pytest.fixture(scope="session")
+def prose_ids():
+    """Token ids of sentences, for each of two texts."""
+    from tiny_model import byte_tokenizer
+
+    texts = {"English Wikipedia sample": "end", "Shakespeare, Project Gutenberg": "fin"}
+    return {
+        name: np.array(byte_tokenizer()(PROSE * 30 + word)["input_ids"], np.int64)
+        for name, word in texts.items()
+    }

@@ -27,6 +27,17 @@ def error_bars(axes):
     return np.array([segment[:, 1] for segment in segments])
 
 
+def lying(axes):
+    """The sets of error bars that lie across."""
+    return [found for found in axes.containers if isinstance(found, ErrorbarContainer) and found.has_xerr]
+
+
+def across(axes):
+    """The ends (M, 2) of all error bars that lie across, in the order they were drawn."""
+    segments = [segment for found in lying(axes) for segment in found.lines[2][0].get_segments()]
+    return np.array([segment[:, 0] for segment in segments])
+
+
 def lines(axes):
     """Places (L, M) and values (L, M) of all lines that have error bars."""
     drawn = [container.lines[0] for container in axes.containers if isinstance(container, ErrorbarContainer)]
@@ -57,18 +68,24 @@ def assert_uncluttered(figure):
     written = visible_texts(figure)
     canvas = figure.bbox
     for text, box in written:
+        assert "\\math" not in text, "a formula is written as letters"
         assert canvas.x0 <= box.x0 < box.x1 <= canvas.x1, f"{text!r} is clipped"
         assert canvas.y0 <= box.y0 < box.y1 <= canvas.y1, f"{text!r} is clipped"
     for (text, box), (other, other_box) in combinations(written, 2):
         assert not box.overlaps(other_box), f"{text!r} lies on {other!r}"
     for axes in figure.axes:
-        assert not axes.axison or (axes.get_xlabel() and axes.get_ylabel())
+        is_scale = axes.get_label() == "<colorbar>"
+        assert not axes.axison or (axes.get_ylabel() and (is_scale or axes.get_xlabel()))
     return " ".join(" ".join(text.split()) for text, _ in written)
 
 
 def drawn_numbers(figure):
     """Every number that bars, lines, error bars and bands of a figure show, but for plain references."""
     for axes in figure.axes:
+        if lying(axes):
+            yield from (number for found in lying(axes) for number in found.lines[0].get_xdata(orig=False))
+            yield from across(axes).flat
+            continue
         for line in axes.lines:
             level = line.get_transform() != axes.transData  # a line over the whole width
             values = np.asarray(line.get_ydata(orig=False), dtype=float)

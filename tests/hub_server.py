@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,6 +31,23 @@ class Fault:
             self.times -= 1
             return True
         return False
+
+
+@dataclass
+class Lie:
+    """What a hub says instead of the truth where the path matches: headers, a body, a status.
+
+    A body that can be called yields pieces, which are sent without their length.
+    """
+
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | Callable | None = None
+    status: int | None = None
+    methods: tuple[str, ...] = ("GET", "HEAD", "POST")
+
+    def takes(self, method, path):
+        return method in self.methods and re.search(self.path, path) is not None
 
 
 @dataclass
@@ -72,7 +90,9 @@ class Hub:
 
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    lies: list[Lie] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)  # what each request had in Authorization
     sent: int = 0  # bytes of bodies
 
     def add(self, kind, name, files, commit="c0ffee" + 34 * "0", branch="main"):
@@ -125,6 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         path = unquote(url.path)
         hub.asked.append((self.command, path))
+        hub.tokens.append(self.headers.get("Authorization"))
         fault = next((fault for fault in hub.faults if fault.takes(self.command, path)), None)
         self.fault = fault.kind if fault else None
         if isinstance(self.fault, int):
@@ -197,6 +218,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_body(b'{"error": "no"}', {**usual, **dict(headers)}, status)
 
     def send_body(self, content, headers, status=200):
+        path, body = unquote(urlsplit(self.path).path), None
+        for lie in self.server.hub.lies:
+            if lie.takes(self.command, path):
+                headers, status = {**dict(headers), **lie.headers}, lie.status or status
+                body = lie.body if lie.body is not None else body
+        if callable(body):
+            self.send_pieces(body(), headers, status)
+            return
+        content = content if body is None else body
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if self.fault == "corrupt":
             content = bytes(byte ^ 0x55 for byte in content)
@@ -220,3 +250,18 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.hub.sent += len(content)
         self.wfile.write(content)
+
+    def send_pieces(self, pieces, headers, status):
+        self.send_response(status)
+        for name, value in {**headers, "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = True
+        if self.command == "HEAD":
+            return
+        for piece in pieces:
+            self.server.hub.sent += len(piece)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            if self.server.hub.closing.is_set():
+                return
+        self.wfile.write(b"0\r\n\r\n")

@@ -21,19 +21,24 @@ class Evicting:
     def __init__(self, n_sink: int, window_size: int) -> None:
         self.n_sink, self.window_size = n_sink, window_size
         self.kept: list[tuple[Tensor, Tensor]] = []
+        self.tokens: list[int] = []  # of which they are
+        self.seen: list[dict[int, Tensor]] = []  # of every step: weights (Hq,) by token
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
         """Attend with one token's unrotated q (Hq, D) over the cache that k, v (Hkv, D) join."""
         self.kept.append((k, v))
+        self.tokens.append(len(self.seen))
         if len(self.kept) > self.n_sink + self.window_size:
-            del self.kept[self.n_sink]
-        out = []
+            del self.kept[self.n_sink], self.tokens[self.n_sink]
+        out, shares = [], []
         for head in range(len(q)):
             shared = head * len(k) // len(q)
             query = rotate(q[head], len(self.kept) - 1, inv_freq)
             keys = [rotate(key[shared], position, inv_freq) for position, (key, _) in enumerate(self.kept)]
             weights = (torch.stack(keys) @ query * scaling).softmax(0)
+            shares.append(weights)
             out.append(weights @ torch.stack([value[shared] for _, value in self.kept]))
+        self.seen.append(dict(zip(self.tokens, torch.stack(shares, dim=1), strict=True)))
         return torch.stack(out)
 
 
@@ -53,11 +58,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return sums if bias is None else sums + bias
 
 
-def llama_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int) -> Tensor:
+def llama_losses(
+    model: nn.Module, ids: list[int], n_sink: int, window_size: int, caches: list[Evicting] | None = None
+) -> Tensor:
     """Per-token losses in nats of a Llama-layout model decoding `ids` one by one, (N-1,)."""
     base, config = model.model, model.config
     head_dim, inv_freq = config.head_dim, base.rotary_emb.inv_freq.double()
-    caches = [Evicting(n_sink, window_size) for _ in base.layers]
+    caches = caches or [Evicting(n_sink, window_size) for _ in base.layers]
     losses = []
     for token, target in pairwise(ids):
         x = base.embed_tokens.weight[token]
@@ -74,12 +81,14 @@ def llama_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int
     return torch.stack(losses)
 
 
-def neox_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int) -> Tensor:
+def neox_losses(
+    model: nn.Module, ids: list[int], n_sink: int, window_size: int, caches: list[Evicting] | None = None
+) -> Tensor:
     """Per-token losses in nats of a GPT-NeoX model decoding `ids` one by one, (N-1,)."""
     base, config = model.gpt_neox, model.config
     n_heads, inv_freq = config.num_attention_heads, base.rotary_emb.inv_freq.double()
     head_dim = config.hidden_size // n_heads
-    caches = [Evicting(n_sink, window_size) for _ in base.layers]
+    caches = caches or [Evicting(n_sink, window_size) for _ in base.layers]
     losses = []
     for token, target in pairwise(ids):
         x = base.embed_in.weight[token]
@@ -201,10 +210,25 @@ def recompute_losses_everywhere(model: nn.Module, ids: list[int], capacity: int)
     return torch.stack(losses)
 
 
+@torch.inference_mode()
+def masked_losses(model: nn.Module, ids: list[int], n_sink: int, window_size: int) -> Tensor:
+    """Per-token losses in nats of one plain pass with true positions, in which a mask hides keys, (N-1,)."""
+    seen = [
+        [j <= t and (j < n_sink or t - j < window_size) for j in range(len(ids))] for t in range(len(ids))
+    ]
+    mask = torch.where(torch.tensor(seen), 0.0, -torch.inf).to(model.dtype)[None, None]
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")  # eager rounds to float32
+    logits = model(torch.tensor([ids]), attention_mask=mask, use_cache=False).logits[0]
+    model.set_attn_implementation(before)
+    return -logits[:-1].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+
+
 # The slow twin of every method, by name: losses (N-1,) of a Llama under the geometry that was asked.
 TWINS = {
     "dense": lambda model, ids, n_sink, window_size: llama_losses(model, ids, 0, len(ids)),
     "window": _of_capacity(lambda model, ids, capacity: llama_losses(model, ids, 0, capacity)),
     "recompute": _of_capacity(recompute_losses_everywhere),
     "streaming": llama_losses,
+    "text_positions": masked_losses,
 }

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from streamlm.presses.adapter import (
+    KeptLayer,
     attached,
     attention_modules,
     check_budget,
@@ -46,14 +47,17 @@ def ids():
 
 
 def compressed(model, text, n_kept, *, own=False):
-    """The cache after a pass that a press has cut, by our hook or by kvpress's own context manager."""
+    """The layers after a pass that a press has cut, by our hook or by kvpress's own context manager."""
     press, cache = make_press(parse_press(text)), DynamicCache(config=model.config)
     press.compression_ratio = exact_ratio(N_TOKENS, n_kept)
     press.post_init_from_model(model)
     torch.manual_seed(0)
     with press(model) if own else attached(press.forward_hook, model), torch.inference_mode():
         model.base_model(ids(), past_key_values=cache)
-    return cache
+    masks = [getattr(module, "masked_key_indices", None) for module in attention_modules(model)]
+    return [
+        KeptLayer(layer.keys, layer.values, mask) for layer, mask in zip(cache.layers, masks, strict=True)
+    ]
 
 
 @given(st.data())
@@ -73,14 +77,16 @@ def test_obvious_ratio_would_fall_short():
 def test_every_press_keeps_exactly_the_budget_as_kvpress_does(text, n_kept):
     ours, theirs = (compressed(tiny_llama(), text, n_kept, own=own) for own in (False, True))
     check_budget(ours, n_kept)
-    for layer, other in zip(ours.layers, theirs.layers, strict=True):
+    for layer, other in zip(ours, theirs, strict=True):
         assert_close(layer.keys, other.keys)
         assert_close(layer.values, other.values)
+        assert (layer.masked is not None) == PRESSES[parse_press(text).name].masks
+        assert_close(layer.masked, other.masked)
 
 
 def test_wrong_count_is_an_error():
     cache = compressed(tiny_llama(), "KnormPress", 9)
-    with pytest.raises(ValueError, match="layers hold 9 to 9 tokens where the budget is 10"):
+    with pytest.raises(ValueError, match="layers keep 9 to 9 tokens where the budget is 10"):
         check_budget(cache, 10)
 
 

@@ -12,7 +12,8 @@ from changed_config import ABSENT, CONFIG, changed, path_source, report
 from project import ROOT
 
 from streamlm.experiment.check import SCHEMA, check_config
-from streamlm.experiment.faults import check_syntax, describe
+from streamlm.experiment.config_file import check_file
+from streamlm.experiment.faults import describe
 
 PACKAGE = CONFIG["corpora"]["pg19"]["source"]
 
@@ -183,7 +184,7 @@ ALONE = [
     ({"results_dir": "results/../data"}, "results_dir: 'results/../data' is not allowed"),
     ({"results_dir": "/tmp/results"}, "results_dir: '/tmp/results' is not allowed"),
     # presses
-    ({"comparison/presses": ["KnormPres"]}, "comparison.presses: 'KnormPres' ... known are CriticalKVPress"),
+    ({"comparison/presses": ["KnormPres"]}, "comparison.presses: 'KnormPres' ... known are AdaKVPress"),
     (
         {"comparison/presses": ["KnormPress(x=1)"]},
         "comparison.presses: 'KnormPress(x=1)' ... no argument 'x'",
@@ -242,6 +243,31 @@ ALONE = [
     ),
     ({"decoding_latency/n_sinks": [4, 512]}, "decoding_latency: capacity 512 leaves no window ... 512"),
     ({"decoding_latency/long_run/capacity": 3}, "decoding_latency.long_run: capacity 3 leaves no window"),
+    (
+        {"paper/positions/capacities": [4, 256], "long_stream/n_sink": 4},
+        "paper.positions: capacity 4 leaves no window beside 4 sinks",
+    ),
+    (
+        {"paper/models": ["none"], "experiment/n_sink": 4},
+        "paper.models: 'none' is not under models; use one of smollm2",
+    ),
+    (
+        {"paper/models": ["smollm2-135m-instruct"], "experiment/n_sink": 4},
+        "paper.models: 'smollm2-135m-instruct' is experiment.model",
+    ),
+    ({"paper/positions/yarn": 1}, "paper.positions.yarn: 1 is too small"),
+    ({"paper/positions/yarn": "four"}, "paper.positions.yarn: 'four' is of the wrong type"),
+    ({"paper/attention_maps/sentence_tokens": 257}, "paper.attention_maps.sentence_tokens: 257 is too"),
+    ({"paper/sink_mass/n_sink": 512}, "paper.sink_mass: capacity 512 leaves no window beside 512 sinks"),
+    (
+        {"paper/sink_mass/context_tokens": 500},
+        "paper.sink_mass.context_tokens: 500 tokens never fill a cache",
+    ),
+    ({"paper/sink_mass/stream_tokens": 513}, "paper.sink_mass.stream_tokens: 513 tokens never fill a cache"),
+    (
+        {"paper/sink_mass/capacity": 8, "paper/sink_mass/context_tokens": 100},
+        "paper.sink_mass.context_tokens: 100 leave no room for 4 sinks and the 128 tokens that are looked at",
+    ),
     ({"comparison/capacity": 100}, "comparison.capacity: 100 must be one of the budgets; add it there"),
     (
         {"comparison/budgets": [256, 4, 1024, 3]},
@@ -327,13 +353,16 @@ def test_faults_of_several_sections_are_reported_at_once(monkeypatch, seed):
         (b"a: 1\n\tb: 2\n", "config.yaml line 2, column 1: not valid YAML: found character '\\t'"),
         (
             b"a: !unknown 3\n",
-            "config.yaml line 1, column 4: not valid YAML: could not determine a constructor",
+            "config.yaml line 1, column 4: not valid YAML: a tag, such as !name, is not read; leave it out",
         ),
         (b"", "config.yaml: null is not a config; write keys at its top, like"),
         (b"- experiment\n", "config.yaml: ['experiment'] is not a config; write keys at its top, like"),
         (b"\xff\xfe\xfd", "config.yaml: cannot be read: 'utf-8' codec"),
         (b"a: \0\n", "config.yaml: cannot be read: unacceptable character #x0000"),
-        (b"a: 2024-99-99\n", "config.yaml: cannot be read: month must be in 1..12; write it as YAML in"),
+        (
+            b"a: 2024-99-99\n",
+            "config.yaml: cannot be read: month must be in 1..12; write short, plain YAML in",
+        ),
         (b"[" * 5000, "config.yaml: cannot be read: maximum recursion depth exceeded"),
     ],
 )
@@ -341,7 +370,7 @@ def test_file_that_is_no_config_is_refused_in_one_line(monkeypatch, tmp_path, te
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_bytes(text)
     with pytest.raises(ValueError) as caught:
-        check_syntax("config.yaml")
+        check_file("config.yaml")
     assert str(caught.value).startswith(message)
     assert re.fullmatch("[^\n]+; [^\n]+", str(caught.value))
 

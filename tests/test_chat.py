@@ -158,6 +158,9 @@ class Scripted:
     def __call__(self, logits):
         return next(self.ids)
 
+    def read(self, ids):
+        """Scripted draws depend on nothing."""
+
 
 @pytest.fixture
 def conversation():
@@ -235,7 +238,7 @@ def test_stopped_turn_is_read_whole_before_the_next(conversation, fed, passes, m
     assert "".join(conversation.ask("Again")) == "x"
     assert conversation.messages[1]["content"] == shown
     whole = whole_ids(conversation.template.tokenizer, conversation.messages, answer=False)
-    assert fed == whole[: len(fed)]
+    assert fed == conversation.fed.tolist() == whole[: len(fed)]
 
 
 def test_reset_begins_the_same_conversation_again(conversation):
@@ -247,3 +250,40 @@ def test_reset_begins_the_same_conversation_again(conversation):
     assert conversation.cache.get_seq_length() == 0
     assert ["".join(conversation.ask(user)) for user in ("Hi", "And?")] == first
     assert first[0] != first[1]
+
+
+def test_what_is_watched_is_that_of_the_slow_twin_and_changes_nothing(conversation, fed):
+    with pytest.raises(ValueError, match="nothing was said yet"):
+        conversation.watch(5)
+    script(conversation, "An answer.", "Bye.")
+    tokenizer = conversation.template.tokenizer
+    for user in ("Hi", "And?"):
+        for _ in conversation.ask(user):
+            conversation.watch(5)  # in the middle of an answer
+        before = [*conversation.unread], conversation.cache.get_seq_length()
+        token, texts = conversation.watch(5)
+        assert ([*conversation.unread], conversation.cache.get_seq_length()) == before
+    assert conversation.fed.tolist() == fed
+    whole = whole_ids(tokenizer, conversation.messages, answer=False)[: len(fed) + 1]
+    assert whole[:-1] == fed  # and the last one closes the answer
+    twins = [reference.Evicting(2, 6) for _ in range(2)]
+    with torch.inference_mode():
+        reference.llama_losses(conversation.model, [*whole, 0], 2, 6, twins)
+    assert token.position == len(fed)
+    assert token.kept.tolist() == [0, 1, *range(len(fed) - 5, len(fed) + 1)]
+    slow = [sum(twin.seen[-1][t].mean().item() for twin in twins) / 2 for t in token.kept.tolist()]
+    torch.testing.assert_close(token.shares.tolist(), slow, rtol=0, atol=1e-9)
+    first = len(whole) - 8 - 5
+    assert texts[2:first] == [""] * (first - 2)
+    assert texts[:2] + texts[first:] == tokenizer.batch_decode([[i] for i in whole[:2] + whole[first:]])
+
+
+def test_what_is_watched_after_a_cut_answer_is_its_last_token(conversation):
+    conversation.max_new_tokens = 3
+    script(conversation, "abcdef")
+    assert "".join(conversation.ask("Hi")) == "abc"
+    token, texts = conversation.watch(5)
+    assert (texts[-1], token.kept[-1]) == ("c", len(conversation.fed))
+    conversation.reset()
+    with pytest.raises(ValueError, match="nothing was said yet"):
+        conversation.watch(5)

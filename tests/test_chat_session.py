@@ -43,7 +43,8 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE
 
 
 def command(*args, model="model"):
-    chat = ("chat", "--model-name", model, "--window-size", "20", "--temperature", "1", *args)
+    drawn = ("--temperature", "1", "--repetition-penalty", "1")
+    chat = ("chat", "--model-name", model, "--window-size", "20", *drawn, *args)
     return [sys.executable, "-c", "from streamlm.cli import main; main()", *chat]
 
 
@@ -94,6 +95,31 @@ def test_session_through_pipes(place):
     assert kept == sinks + 20 < seen
     for line in ("/save takes a file", "not saved: model is a folder", "there is no /what", "/exit"):
         assert line in done.stderr
+
+
+def test_watched_conversation_is_shown_and_goes_on_as_before(place):
+    args = ("--max-new-tokens", "30", "--system", "Babble [bold]x[/bold].")
+    done = through_pipes(place, "/watch\nHi\n/watch\nAnd?\n/watch\n", *args)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == through_pipes(place, "Hi\nAnd?\n", *args).stdout
+    assert "not shown: nothing was said yet" in done.stderr
+    n_sinks = len("_system\nBabble [bold]x[/bold]._\n")  # where a delimiter is one token
+    seen = re.findall(r"(\d+) tokens seen", done.stderr)
+    shown = re.findall(
+        r"forgotten, (\d+) tokens: .*?\nwindow, 20 tokens: .*?\ntoken (\d+): ", done.stderr, re.DOTALL
+    )
+    assert [(int(old) + n_sinks + 20 - 1, last) for old, last in shown] == [(int(n), n) for n in seen]
+    sinks = f"sinks, {n_sinks} tokens: <|im_start|>system\nBabble [bold]x[/bold].<|im_end|>\n"
+    assert done.stderr.count(sinks) == 2
+    assert (
+        len(
+            re.findall(
+                r"% of its attention on \d+ sinks, .*\nsinks +[\d.]+ % █*\nwindow +[\d.]+ % █*\n", done.stderr
+            )
+        )
+        == 2
+    )
+    assert "\x1b" not in done.stderr
 
 
 def test_missing_model_is_reported_with_the_command_that_makes_it(place):
@@ -184,6 +210,19 @@ def test_interrupt_stops_the_answer_and_twice_at_the_prompt_leaves(terminal):
     terminal.wait(r"Ctrl-C again leaves.*> $")
     terminal.interrupt_prompt()
     assert terminal.status() == 0
+
+
+def test_watched_conversation_has_its_looks_at_a_terminal(terminal):
+    terminal.wait(PROMPT)
+    terminal.type("Hi\n")
+    terminal.wait(r"[2-9]\d tokens seen")
+    terminal.type(CTRL_C)
+    terminal.wait(r"stopped.*> $")
+    terminal.type("/watch\n")
+    shown = terminal.wait(r"window +[\d.]+ %.*> $")
+    shown = re.sub(r"\x1b\[0m\x1b\[(1;7|2;9)m", "", shown)  # between two tokens of one look
+    assert "\x1b[1;7m<|im_start|>system" in shown  # bold, reverse
+    assert re.search(r"forgotten, \d+ tokens: (\.\.\.)?\x1b\[2;9m", shown)  # dim, struck through
 
 
 def test_end_of_input_leaves(terminal):

@@ -134,16 +134,23 @@ def test_compare_shows_both_protocols_and_the_equality(place):
     done = streamlm_alone(place, *common, *presses, "--interval", 2, "--output", "compared.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| ids.npy | cut once to 20 |") == 1 + 4 + 2
-    assert done.stdout.count("| ids.npy | decoded at 20  |") == 5
-    assert "kvpress used faithfully and streamlm differ by at most" in done.stdout
+    assert done.stdout.count("| ids.npy | decoded at 20  |") == 6
+    assert "of kvpress (re-rotated, interval 1) differ by at most" in done.stdout
+    assert "Cut once to 20 of 80, difference of mean KL from dense to streamlm, prefilled" in done.stdout
     record = json.loads((place / "compared.json").read_text())
     assert list(record["methods"])[-1] == "SnapKVPress-window_size-8"
     assert record["decoding"]["methods"]["kvpress_faithful"]["against_streamlm"]["largest_nats"] < 1e-4
     for args, message in (
-        (("--press", "KnurmPress"), "unknown press 'KnurmPress'; known are CriticalKVPress"),
+        (("--press", "KnurmPress"), "unknown press 'KnurmPress'; known are AdaKVPress"),
         (("--press", "KeyRerotationPress"), "KeyRerotationPress needs a press to wrap"),
         (("--press", "KnormPress(ratio=2)"), "KnormPress has no argument 'ratio'"),
-        (("--window-size", 90), "a budget of 94 keeps all of a context of 80 tokens"),
+        (("--press", "PyramidKVPress"), "PyramidKVPress is not comparable at equal budgets, see docs/new-"),
+        (
+            ("--window-size", 90),
+            "--n-sink 4 and --window-size 90 keep 94 tokens, and the context, four fifths of 100 tokens of "
+            "text, has 80; take a smaller --window-size or more text (--max-eval-tokens)",
+        ),
+        (("--press", "SnapKVPress(window_size=99)"), "with the last 99 tokens of a context, and it has 80"),
         (("--n-sink", 0), "n-sink"),
     ):
         refused = streamlm(place, *common, *args)
@@ -171,7 +178,14 @@ def test_compare_shows_both_protocols_and_the_equality(place):
         (["--text", "text.txt", "--per-token", "model"], "model is a folder; name a file to write"),
         (["--text", "text.txt", "--per-token", "never.json"], "two options name the file never.json"),
         (["--dataset-name", "c4"], "unknown --dataset-name 'c4'; known are wikitext, pg19"),
-        ([], "give exactly one of --dataset-name, --text and --tokens"),
+        (
+            ["--text", "text.txt", "--tokens", "ids.npy"],
+            "give only one of --dataset-name, --text and --tokens",
+        ),
+        (
+            ["--text", "text.txt", "--dataset-config", "x"],
+            "--dataset-config belongs to --dataset-name",
+        ),
     ],
 )
 def test_wrong_command_line_is_refused_with_status_2(place, args, message):
@@ -187,13 +201,14 @@ def test_wrong_command_line_is_refused_with_status_2(place, args, message):
             ["--text", "text.txt", "--baseline", "empty.json"],
             "empty.json is not a run record of",
         ),
-        (["--tokens", "empty.npy"], "cannot read token ids from empty.npy"),
+        (["--tokens", "empty.npy"], "empty.npy is not a whole .npy file of numbers"),
         (["--text", "empty.txt"], "has no text"),
         (["--text", "missing.txt"], "no such file: missing.txt"),
         (["--tokens", "foreign.npy"], "token id 5000 is outside the vocabulary of 257"),
         (["--tokens", "floats.npy"], "must contain one row of int64 token ids"),
-        (["--tokens", "missing.npy"], "cannot read token ids from missing.npy"),
-        (["--dataset-name", "wikitext"], "make it with `snakemake data/wikitext/sample.json`"),
+        (["--tokens", "missing.npy"], "no such file: missing.npy"),
+        ([], "make it with `snakemake data/wikitext/sample.json`"),
+        (["--dataset-name", "pg19"], "make it with `snakemake data/pg19/sample.json`"),
         (["--text", "text.txt", "--baseline", "none.json"], "there is no record none.json"),
         (
             ["--text", "text.txt", "--model-name", "data/models/smollm2-135m-instruct"],
@@ -223,6 +238,17 @@ def test_baseline_with_other_losses_is_refused(place):
     np.save(place / "d.npy", np.zeros(99, np.float32))
     done = streamlm(place, *common, "--baseline", "d.json")
     assert done.stderr.strip().endswith("are not the ones it was made of")
+
+
+def test_baseline_without_losses_names_what_writes_them(place):
+    common = ("evaluate", "--model-name", "model", "--tokens", "ids.npy")
+    alone = streamlm(place, *common, "--output", "alone.json")
+    assert alone.returncode == 0, alone.stderr
+    message = "make both with --method dense --output alone.json --per-token alone.npy"
+    refuse(streamlm(place, *common, "--baseline", "alone.json"), 1, message)
+    np.save(place / "alone.npy", np.zeros(99, np.float32))
+    message = "the baseline must be a dense record (--method dense), got 'streaming'"
+    refuse(streamlm(place, *common, "--baseline", "alone.json"), 1, message)
 
 
 def test_ablation_of_windows_is_a_table_a_record_and_a_figure(place):

@@ -1,16 +1,21 @@
 """The command among others in a shell: help, completion, interruption, readers that go away."""
 
+import os
+import platform
 import re
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
+import transformers
 from command import ENVIRONMENT, command, only_line, streamlm
 from project import ROOT
 from tiny_model import write_tiny_model
 
 from streamlm import __version__
+from streamlm.cli import app
 from streamlm.config import METHODS
 
 
@@ -54,6 +59,7 @@ COMMANDS = (
     "generate",
     "chat",
     "info",
+    "watch",
     "figures",
     "verify",
     "version",
@@ -87,8 +93,49 @@ def test_commands_load_no_library_before_they_need_it():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_version_is_printed():
-    assert streamlm(ROOT, "version").stdout == f"{__version__}\n"
+def test_version_prints_what_is_installed_and_the_device():
+    lines = dict(line.split(maxsplit=1) for line in streamlm(ROOT, "version").stdout.splitlines())
+    assert lines["streamlm"] == __version__
+    assert (lines["torch"], lines["transformers"]) == (torch.__version__, transformers.__version__)
+    assert lines["Python"] == platform.python_version()
+    assert lines["device"].split()[0] in ("cpu", "cuda")
+    assert lines["processor"].endswith(f"{os.cpu_count()} cores")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_at_80_columns_breaks_no_word_and_cuts_nothing(name):
+    """What does not fit, rich cuts with an ellipsis or in the middle of a word."""
+    text = streamlm(ROOT, name, "--help").stdout
+    wide = run_wide(name)
+    assert "\u2026" not in text
+    words = set(re.findall(r"[\w/.|<>-]+", " ".join(re.findall(r"[^\u2500-\u257f]+", wide))))
+    for line in text.splitlines():
+        for word in re.findall(r"[\w/.|<>-]+", line):
+            assert word in words, f"{word!r} is broken in {line!r}"
+
+
+def run_wide(name):
+    """The same help on a terminal that is wide enough for everything."""
+    done = subprocess.run(
+        command(name, "--help"),
+        env=ENVIRONMENT | {"COLUMNS": "400"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+FRAGMENT = re.compile(r"^(Of|In|Not|Where|With|For|By|To)\b")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_an_option_is_no_fragment(name):
+    (command_of,) = [each for each in app.registered_commands if each.callback.__name__ == name]
+    for option in command_of.callback.__signature__.parameters.values():
+        help_text = option.annotation.__metadata__[-1].help
+        assert help_text.endswith("."), help_text
+        assert not FRAGMENT.match(help_text), help_text
 
 
 @pytest.mark.parametrize("name", ["evaluate", "latency"])

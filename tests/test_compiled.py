@@ -15,7 +15,7 @@ from torch.torch_version import TorchVersion
 
 from streamlm.cache import captured_step, compiled
 from streamlm.cache.compiled import compile_steps
-from streamlm.cache.prepare import prepare
+from streamlm.cache.prepare import observing, prepare
 from streamlm.cache.sink_cache import SinkCache
 
 
@@ -46,6 +46,30 @@ def test_a_stream_of_chunks_and_single_tokens_has_the_logits_of_an_eager_one(tra
         fast.reset()
         assert_close(feed(model, fast, ids, sizes), expected, rtol=0, atol=1e-9)
     assert len(traced) == 1
+
+
+@torch.no_grad()
+def test_steps_at_positions_in_the_text_are_those_of_an_eager_one(traced):
+    ids, sizes = random_ids(2, 80), [7, 1, 1, 1, 1, 1, 1, 1, 9, 1, 1, 1, 3]
+    with prepare(use_float64_angles(tiny_llama())) as model:
+        eager, fast = (SinkCache(model.config, 3, 9, position_limit=30, positions="text") for _ in range(2))
+        expected = feed(model, eager, ids, sizes)
+        compile_steps(model)
+        assert_close(feed(model, fast, ids, sizes), expected, rtol=0, atol=1e-9)
+    assert len(traced) == 1
+
+
+@torch.no_grad()
+def test_attention_of_single_tokens_is_shown_though_they_could_be_compiled(traced):
+    seen, ids = [], random_ids(1, 20)
+    with prepare(tiny_llama()) as model:
+        compile_steps(model)
+        cache = SinkCache(model.config, 3, 9)
+        feed(model, cache, ids, [15, 1, 1])
+        assert len(traced) == 1
+        with observing(lambda layer, block: seen.append((layer, block.queries.tolist()))):
+            model(ids[:, :1], past_key_values=cache)
+    assert seen == [(0, [20]), (1, [20])]
 
 
 def test_generate_writes_the_same_and_counts_the_same_tokens(traced):

@@ -99,7 +99,7 @@ def test_stream_is_the_joined_text_tokenised_once(tokenizer_dir, add_bos, max_sa
 
 
 def test_stream_without_tokens_is_refused(tokenizer_dir):
-    with pytest.raises(ValueError, match="no tokens in 0 documents"):
+    with pytest.raises(ValueError, match="there are no tokens in the text"):
         tokenise_documents([], tokenizer_dir, add_bos=True, max_samples=None)
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from streamlm.config import Compute, StreamConfig, find_method
 from streamlm.experiment import plan
 from streamlm.experiment.check import check_config, warn_beyond_training
+from streamlm.measure.attention_maps import SentenceConfig
 from streamlm.measure.latency import LatencyConfig
+from streamlm.measure.sink_mass import SinkMassConfig
 from streamlm.presses.decoding import DecodeConfig
 from streamlm.presses.prefill import ContextConfig
 from streamlm.stats import BootstrapConfig
@@ -39,7 +41,8 @@ def test_wrong_type_anywhere_is_one_line_about_it(wrong):
     for path in paths(CONFIG):
         config = deepcopy(CONFIG)
         parent = parent_of(config, path)
-        if path == ("bootstrap", "confidence") or isinstance(parent[path[-1]], type(wrong)):
+        has_limits = path in {("bootstrap", "confidence"), ("paper", "positions", "yarn")}
+        if has_limits or isinstance(parent[path[-1]], type(wrong)):
             continue  # a number has its own limits, sections and lists their own faults
         parent[path[-1]] = wrong
         lines = [line for line in report(config) if not line.startswith("comparison.capacity: 256 must be")]
@@ -128,6 +131,7 @@ def plan_everything(config):
     points = [*plan.window_ablation(config), *plan.sink_ablation(config)]
     labels = {plan.run_label(point) for point in points}
     labels |= {*plan.method_labels(config).values(), *plan.long_stream_labels(config)}
+    labels |= {*plan.methods_along_labels(config)}.union(*plan.positions_labels(config).values())
     assert labels == runs.keys()
     for run in runs.values():
         find_method(run["method"]).geometry(StreamConfig(**run["cfg"]), run["max_eval_tokens"])
@@ -143,6 +147,8 @@ def plan_everything(config):
     ContextConfig(**plan.compared_contexts(config))
     DecodeConfig(**plan.compared_decoding(config))
     BootstrapConfig(**config["bootstrap"])
+    SentenceConfig(**config["paper"]["attention_maps"])
+    SinkMassConfig(**plan.sink_mass_sizes(config))
     plan.model_files(config, config["experiment"]["model"])
     titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
     assert len(set(titles)) == len(titles)

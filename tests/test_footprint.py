@@ -7,12 +7,12 @@ from streamlm.cache.footprint import (
     dense_bytes,
     describe_costs,
     describe_layout,
-    read_config,
     sink_cache_bytes,
 )
 from streamlm.cache.prepare import prepare
 from streamlm.cache.probe import ask_layers
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.stored import read_config
 from streamlm.config import StreamConfig
 
 

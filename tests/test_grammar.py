@@ -70,6 +70,13 @@ def test_text_that_is_not_a_press_is_refused_in_one_line(text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.kvpress
+@pytest.mark.parametrize("name", ["PyramidKVPress", "ChunkKVPress", "QFilterPress"])
+def test_press_of_kvpress_that_has_no_exact_budget_is_not_comparable(name):
+    with pytest.raises(ValueError, match=f"{name} is not comparable at equal budgets, see docs/new-press"):
+        parse_press(f"{name}()")
+
+
 def test_budgets_must_fit_between_sinks_and_context():
     check_budgets([5, 99], 4, 100)
     with pytest.raises(ValueError, match="a budget of 100 keeps all of a context of 100 tokens; take"):

@@ -50,21 +50,12 @@ def test_mistake_at_the_command_is_one_line(hub, tmp_path, args, message):
     assert re.search(message, only_line(done)), done.stderr
 
 
-def test_config_of_a_data_set_that_is_not_on_a_hub_is_refused(hub, tmp_path):
-    (tmp_path / "model").mkdir()
-    done = streamlm(
-        hub, tmp_path, "evaluate", "--model-name", "model", "--dataset-name", "wikitext",
-        "--dataset-config", "x",
-    )  # fmt: skip
-    assert "--dataset-config is of a data set on a hub; give its id" in only_line(done, status=2)
-
-
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project, in which `snakemake` runs the hub's experiment, at sizes for a test."""
     copy_project(tmp_path)
     small = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
-    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison")}
+    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison", "paper")}
     names = {"model": "pythia-70m", "corpora": ["wikitext-103", "pg19-book"]}
     sizes["experiment"] = small["experiment"] | names
     del sizes["comparison"]["presses"]
@@ -98,7 +89,7 @@ def test_failing_fetch_of_the_workflow_shows_one_line_and_a_second_run_goes_on(h
 @pytest.mark.slow
 @pytest.mark.kvpress
 def test_experiment_of_the_hub_runs_end_to_end(hub, project):
-    done = snakemake(hub, project, "all")
+    done = snakemake(hub, project, "paper")
     assert done.returncode == 0, done.stdout + done.stderr
     results = project / "results" / "pythia-70m"
     for corpus, title in (("wikitext-103", "WikiText-103 test"), ("pg19-book", "PG19 test, first book")):
@@ -112,4 +103,4 @@ def test_experiment_of_the_hub_runs_end_to_end(hub, project):
     assert "SnapKVPress" in json.dumps(comparison)
     assert (results / "figures/implementation_comparison.png").read_bytes().startswith(b"\x89PNG")
     assert not list((project / "data").glob("models/smollm2*"))
-    assert "Nothing to be done" in snakemake(hub, project, "all").stderr
+    assert "Nothing to be done" in snakemake(hub, project, "paper").stderr

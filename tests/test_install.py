@@ -22,8 +22,9 @@ from streamlm.extras import DISTRIBUTION, EXTRAS, need
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Modules that exist for a library; who loads them asks for it first.
 DEDICATED = {
-    "gguf": ["sources.gguf"], "mwparserfromhell": ["sources.mediawiki"], "typer": ["cli"],
-    "jsonschema": ["experiment.check", "experiment.faults"],
+    "gguf": ["sources.gguf", "sources.gguf_header"], "mwparserfromhell": ["sources.mediawiki"],
+    "typer": ["cli"],
+    "jsonschema": ["experiment.check", "experiment.config_file", "experiment.faults"],
 }  # fmt: skip
 
 # Hides libraries from the import system, as if they were not installed.
@@ -74,7 +75,7 @@ def test_every_optional_library_is_in_the_extra_that_is_named(monkeypatch):
 
 def test_every_library_that_is_imported_is_in_the_core_or_in_an_extra():
     core = {"torch", "transformers", "numpy", "safetensors", "tqdm"}
-    theirs = {"huggingface_hub", "jinja2", "tokenizers", "triton", "yaml"}  # what the core brings
+    theirs = {"huggingface_hub", "tokenizers", "triton", "yaml"}  # what the core brings
     imported = set()
     for file in (ROOT / "streamlm").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -116,7 +117,7 @@ from streamlm.sources import corpus, hub_texts
 attempt("trend", lambda: stats.trend([1.0], [1.0]))
 attempt("presses", lambda: setting.open_setting(Mock(), module="", n_ids=1))
 attempt("wikipedia", lambda: corpus._FORMATS["mediawiki"]("", b""))
-attempt("hub", lambda: hub_texts._open_parquet([], in_parts=False))
+attempt("hub", lambda: hub_texts.fetch_documents({}))
 """
     done = run_without(EXTRAS, code)
     assert done.returncode == 0, done.stderr
@@ -127,7 +128,7 @@ attempt("hub", lambda: hub_texts._open_parquet([], in_parts=False))
         if library in EXTRAS and name not in DEDICATED.get(library, ()):
             extra = f"{DISTRIBUTION}[{EXTRAS[library]}]"
             assert line == f"{library} is not installed; install it with: pip install '{extra}'", name
-    called = {"trend": "scipy", "presses": "kvpress", "wikipedia": "mwparserfromhell", "hub": "datasets"}
+    called = {"trend": "scipy", "presses": "kvpress", "wikipedia": "mwparserfromhell", "hub": "pyarrow"}
     assert {name: said[name][0] for name in called} == called
     assert said["figures"][0] == "matplotlib"
     assert said["cache.models"] == said["measure.scoring"] == said["generate.chat"] == ("", "")

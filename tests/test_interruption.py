@@ -68,6 +68,7 @@ def test_killed_run_ends_in_the_same_records(undisturbed, tmp_path, moments):
     assert leftovers(place) == []
 
 
+@pytest.mark.slow
 def test_run_that_is_told_to_stop_ends_in_the_same_records(undisturbed, tmp_path):
     place = make_project(tmp_path)
     for moment, number in ((0.3, signal.SIGINT), (0.7, signal.SIGTERM)):

@@ -14,7 +14,8 @@ from streamlm.generate.chat import ChatTemplate, Conversation
 from streamlm.generate.sampling import Sampling
 from streamlm.measure.device import use_threads
 from streamlm.measure.scoring import CHUNK
-from streamlm.sources.corpus import read_sample, read_tokenizer
+from streamlm.sources.corpus import read_sample
+from streamlm.sources.tokens import read_tokenizer
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parent.parent / "data"

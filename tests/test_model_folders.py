@@ -103,6 +103,30 @@ def test_multimodal_gemma3_is_exact_on_text():
     assert found.nats < 1e-3
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize(
+    "other", [None, "model-00001-of-00009.safetensors", "pytorch_model.bin", "adapter_model.safetensors"]
+)
+def test_second_set_of_weights_is_named_with_the_one_that_is_read(tmp_path, is_split, other):
+    folder = write_tiny_model(tmp_path / "model")
+    if is_split:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="20KB")
+        assert (folder / "model.safetensors.index.json").is_file()
+    used = min(path.name for path in folder.glob("*.safetensors"))
+    if other is not None:
+        (folder / other).write_bytes((folder / used).read_bytes())
+    np.save(tmp_path / "ids.npy", np.arange(60) % 50)
+    options = ("--tokens", "ids.npy", "--n-sink", 2, "--window-size", 9)
+    done = streamlm_alone(tmp_path, "evaluate", "--model-name", "model", *options)
+    assert done.returncode == 0, done.stderr
+    if other is None or other.startswith("adapter"):
+        assert "set of weights" not in done.stderr
+    else:
+        assert f"more than one set of weights: {used} is read, {other} is not; remove" in done.stderr
+
+
 def test_peft_model_is_as_if_merged():
     peft = pytest.importorskip("peft", reason="peft is not installed")
     torch.manual_seed(0)

@@ -24,10 +24,10 @@ from streamlm.config import METHODS, StreamConfig
 from streamlm.measure.scoring import score_stream
 from streamlm.records.files import write_array, write_json
 from streamlm.stats import BootstrapConfig
+from streamlm.summaries.answer import experiment_summary
 from streamlm.summaries.main import (
     collect_ablation,
     collect_result,
-    experiment_summary,
     read_run,
     with_baseline,
 )

@@ -40,19 +40,30 @@ def measure(folder, method, *, budgets=BUDGETS, dtype="float64", texts=None):
         model_dir=folder, title="tiny", texts={"random": text()} if texts is None else texts,
         compute=Compute(dtype=dtype, device="cpu", torch_threads=1), bootstrap=BootstrapConfig(resamples=100),
     )  # fmt: skip
-    return measure_compression(setting, method=method, contexts=CONTEXTS, n_sink=N_SINK, budgets=budgets)
+    record, scores = measure_compression(
+        setting, method=method, contexts=CONTEXTS, n_sink=N_SINK, budgets=budgets
+    )
+    for entry, (_, divergences) in zip(record["texts"], np.moveaxis(scores, 1, 0), strict=True):
+        means = [part["kl_nats"] for part in (entry["dense"], *entry["budgets"])]
+        assert_allclose(divergences.mean(-1), means, rtol=1e-4, atol=1e-9)
+    return record, scores[0]
 
 
 def pieces():
     return torch.from_numpy(text()[: CONTEXTS.n_ids]).view(2, SEEN)
 
 
-def own_losses(model, piece, cache, *, first=None):
-    """Losses of the scored tokens of a piece after a filled cache, by transformers alone."""
-    follow = piece[None, CONTEXTS.context_tokens : -1]
-    positions = None if first is None else first + torch.arange(follow.shape[1])[None]
+def own_losses(model, piece, cache):
+    """Losses of the scored tokens of a piece after a filled cache, by transformers, at their positions.
+
+    They are read one by one: kvpress finds a key to mask others with for few queries alone.
+    """
     with torch.inference_mode():
-        logits = model(follow, past_key_values=cache, position_ids=positions).logits[0]
+        steps = [
+            model(piece[None, t : t + 1], past_key_values=cache, position_ids=torch.tensor([[t]])).logits[0]
+            for t in range(CONTEXTS.context_tokens, len(piece) - 1)
+        ]
+    logits = torch.cat(steps)
     return torch.nn.functional.cross_entropy(logits, piece[CONTEXTS.context_tokens + 1 :], reduction="none")
 
 
@@ -88,7 +99,9 @@ def test_dense_prefill_and_eviction_equal_kvpress_with_keys_rerotated(folder):
     assert np.abs(as_it_is - ours)[0, 1].max() > 1e-3  # its sinks keep other positions
 
 
-@pytest.mark.parametrize("text", ["StreamingLLMPress(n_sink=2)", "KnormPress"])
+@pytest.mark.parametrize(
+    "text", ["StreamingLLMPress(n_sink=2)", "KnormPress", "AdaKVPress(KnormPress, alpha_safeguard=0)"]
+)
 def test_press_is_scored_as_kvpress_uses_it(tmp_path, text):
     """After kvpress's own context manager, the following tokens at their positions in the text."""
     model = MODELS["llama"]()
@@ -101,7 +114,7 @@ def test_press_is_scored_as_kvpress_uses_it(tmp_path, text):
             press.compression_ratio = exact_ratio(CONTEXTS.context_tokens, budget)
             with press(model), torch.inference_mode():
                 model(piece[None, : CONTEXTS.context_tokens], past_key_values=cache)
-            expected.append(own_losses(model, piece, cache, first=CONTEXTS.context_tokens))
+            expected.append(own_losses(model, piece, cache))
         assert_allclose(row, torch.cat(expected), atol=1e-4)
 
 
@@ -160,9 +173,19 @@ def test_every_text_is_measured_by_itself(folder):
     assert_allclose(losses[1], expected[0], atol=1e-6)
 
 
+def test_text_that_holds_fewer_contexts_is_measured_on_those_with_a_warning(folder):
+    texts = {"long": text(1), "short": text(2)[:55]}
+    with pytest.warns(UserWarning, match="the shortest text holds 1 of 2 contexts"):
+        record, losses = measure(folder, "KnormPress", texts=texts)
+    assert record["contexts"]["contexts"] == 1
+    assert losses.shape == (2, 4, CONTEXTS.scored_tokens)
+    whole = measure(folder, "KnormPress", texts={"long": text(1)})[1]
+    assert_allclose(losses[0], whole[0, :, : CONTEXTS.scored_tokens], atol=1e-6)
+
+
 def test_ratio_that_falls_short_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(prefill, "exact_ratio", lambda n_tokens, n_kept: 1 - (n_kept - 0.5) / n_tokens)
-    with pytest.raises(ValueError, match="layers hold 5 to 5 tokens where the budget is 6"):
+    with pytest.raises(ValueError, match="layers keep 5 to 5 tokens where the budget is 6"):
         measure(folder, "KnormPress")
 
 
@@ -171,7 +194,7 @@ def test_ratio_that_falls_short_is_an_error(folder, monkeypatch):
     [
         ({"budgets": [20]}, "a budget of 20 keeps all of a context of 20 tokens"),
         ({"budgets": [2]}, "a budget of 2 leaves no window beside 2 sinks"),
-        ({"texts": {"short": text()[:30]}}, "56 tokens are compared and short has 30; take a longer text"),
+        ({"texts": {"short": text()[:27]}}, "28 tokens are compared and short has 27; take a longer text"),
         ({"texts": {"foreign": text() + VOCAB}}, "outside the vocabulary of 61"),
     ],
 )

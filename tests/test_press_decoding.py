@@ -38,8 +38,8 @@ def measure(tmp_path_factory):
             compute=Compute(dtype=dtype, device="cpu", torch_threads=1),
             bootstrap=BootstrapConfig(resamples=100),
         )
-        record, losses = measure_decoding(setting, n_sink=n_sink, decode=decode)
-        return record, dict(zip(record["texts"][0]["methods"], losses[0], strict=True))
+        record, scores = measure_decoding(setting, n_sink=n_sink, decode=decode)
+        return record, dict(zip(record["texts"][0]["methods"], scores[0, 0], strict=True))
 
     return measured
 
@@ -86,6 +86,26 @@ def test_kvpress_as_it_is_runs_as_under_its_own_context_manager(measure):
             ).logits
             expected.append(torch.nn.functional.cross_entropy(logits[0], ids[t + 1 : t + 2]))
     assert_allclose(losses["kvpress_every_4"], torch.stack(expected), atol=1e-4)
+
+
+def test_kvpress_in_order_keeps_sinks_and_recent_tokens_at_their_positions(measure):
+    """Every 4 tokens, of what is held, the first 2 and the last 6 stay as they are."""
+    record, losses = measure("llama", 2, capacity=9, tokens=24, interval=4)
+    model, ids, cache = MODELS["llama"](), torch.from_numpy(text(33)), DynamicCache()
+    expected = []
+    with torch.inference_mode():
+        model(ids[None, :8], past_key_values=cache)
+        for t in range(8, 32):
+            position = torch.tensor([[t]])
+            logits = model(ids[None, t : t + 1], past_key_values=cache, position_ids=position).logits
+            expected.append(torch.nn.functional.cross_entropy(logits[0], ids[t + 1 : t + 2]))
+            if (t - 7) % 4 == 0:
+                for layer in cache.layers:
+                    layer.keys = torch.cat((layer.keys[:, :, :2], layer.keys[:, :, -6:]), dim=2)
+                    layer.values = torch.cat((layer.values[:, :, :2], layer.values[:, :, -6:]), dim=2)
+    assert_allclose(losses["kvpress_in_order_every_4"], torch.stack(expected), atol=1e-4)
+    survivors = record["texts"][0]["methods"]["kvpress_in_order_every_4"]["survivors"]
+    assert (survivors["sinks"], survivors["recent"]) == ([2] * 6, [6] * 6)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -26,7 +26,11 @@ def test_slurm_profile_gives_every_measuring_rule_a_node_of_its_own():
 
 def test_what_takes_seconds_or_needs_the_network_runs_where_snakemake_runs():
     text = "".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
-    light = set(re.findall(r"^rule ((?:fetch|collect|write|plot)_\w+):", text, re.MULTILINE))
+    light = set(
+        re.findall(
+            r"^(?:use rule \w+ as|rule) ((?:fetch|collect|write|plot)_\w+)(?: with)?:", text, re.MULTILINE
+        )
+    )
     lists = re.findall(r"^localrules:\n((?:    \w+,\n)+)", text, re.MULTILINE)
     assert len(light) > 10
     assert light == set(re.findall(r"\w+", " ".join(lists)))

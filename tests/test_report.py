@@ -1,10 +1,16 @@
 """The report of the smoke experiment, seen by a real browser."""
 
+import json
+
 import pandas as pd
 import pytest
 from check_report import CHROMIUM, check_report
 from project import run_smoke, snakemake
 from test_workflow import PLOTS
+
+from streamlm.summaries.answer import answer_sentences
+
+TEXTS = ("README of this project", "Makefile of this project")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -48,6 +54,14 @@ def test_every_table_sorts_and_can_be_taken_away(seen, results):
     assert len(pd.read_csv(results / "tables" / "main_comparison.csv")) == 8
 
 
-def test_front_page_says_what_it_is_and_holds_the_configuration(seen):
-    for words in ("What sinks + window lose and save", "tiny untrained Llama", '"window_size": 28'):
-        assert words in seen["description"]
+def test_front_page_opens_on_the_answer_with_the_configuration_folded_away(seen, results):
+    shown = " ".join(seen["description"].split())
+    found = [
+        json.loads(path.read_text()) for path in sorted((results / "streaming_llm").glob("*_result.json"))
+    ]
+    sentences = answer_sentences([next(one for one in found if one["dataset"] == name) for name in TEXTS])
+    assert shown.startswith(f"What sinks + window lose and save {' '.join(sentences)}")
+    assert "perplexity after eviction" in shown
+    assert seen["pictures"] == [pytest.approx(2070, abs=100)]
+    assert '"window_size": 28' not in shown
+    assert '"window_size": 28' in seen["unfolded"]

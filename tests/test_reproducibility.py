@@ -6,6 +6,8 @@ import sys
 import pytest
 from small_run import RESULTS, TARGETS
 
+pytestmark = pytest.mark.slow
+
 # What needs no measured time; the main comparison shows how long scoring took.
 DRAW = """
 import sys

@@ -6,12 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import byte_tokenizer
 from torch.testing import assert_close
+from transformers import GenerationConfig
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.commands.writing import ChatSamplingOptions
+from streamlm.config import StreamConfig
 from streamlm.generate.sampling import Sampler, Sampling, TextStream, Writing, continue_prompts, stop_ids
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
+CACHE = StreamConfig(n_sink=2, window_size=6)
 TOKENIZER = byte_tokenizer()
 
 
@@ -23,6 +27,9 @@ class Scripted:
 
     def __call__(self, logits):
         return next(self.ids)
+
+    def read(self, ids):
+        """Scripted draws depend on nothing."""
 
 
 def write(ids, **options):
@@ -103,31 +110,111 @@ def test_last_token_that_is_allowed_flushes_what_was_held():
 
 
 def test_sampler_takes_the_likeliest_without_temperature():
-    assert Sampler(GREEDY)(torch.tensor([0.0, 3.0, 1.0])) == 1
+    assert Sampler(GREEDY, CACHE)(torch.tensor([0.0, 3.0, 1.0])) == 1
 
 
 def test_draws_have_the_probabilities_of_the_nucleus():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    sampler = Sampler(Sampling(temperature=1.0, top_p=0.7, seed=0))  # the second token passes 0.7
+    sampler = Sampler(Sampling(temperature=1.0, top_p=0.7, seed=0), CACHE)  # the second token passes 0.7
     draws = torch.tensor([sampler(logits) for _ in range(4000)])
     assert set(draws.tolist()) == {0, 1}
     assert_close((draws == 0).double().mean().item(), 0.625, atol=0.03, rtol=0)
-    again = Sampler(Sampling(temperature=1.0, top_p=0.7, seed=0))
+    again = Sampler(Sampling(temperature=1.0, top_p=0.7, seed=0), CACHE)
     assert [again(logits) for _ in range(100)] == draws[:100].tolist()
 
 
 def test_temperature_sharpens():
-    sampler = Sampler(Sampling(temperature=0.5, top_p=1.0, seed=0))
+    sampler = Sampler(Sampling(temperature=0.5, top_p=1.0, seed=0), CACHE)
     draws = torch.tensor([sampler(torch.tensor([0.75, 0.25]).log()) for _ in range(4000)])
     assert_close((draws == 0).double().mean().item(), 0.9, atol=0.03, rtol=0)
+
+
+def test_draws_are_from_the_likeliest_k():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    sampler = Sampler(Sampling(temperature=1.0, top_p=0.95, top_k=3, seed=0), CACHE)
+    draws = torch.tensor([sampler(logits) for _ in range(4000)])
+    assert set(draws.tolist()) == {0, 1, 2}
+    assert_close((draws == 0).double().mean().item(), 0.5 / 0.95, atol=0.03, rtol=0)
+
+
+@given(st.data())
+def test_tokens_in_the_cache_are_penalised_and_no_others(data):
+    """Of a stream with 2 sinks and a window of 6, each token that is still held, once; not the excepted."""
+    read = data.draw(st.lists(st.integers(0, 19), max_size=30))
+    penalty = data.draw(st.sampled_from([0.5, 1.0, 1.3]))
+    logits = torch.tensor(data.draw(st.lists(st.floats(-5, 5), min_size=20, max_size=20)))
+    sampler = Sampler(Sampling(temperature=0, top_p=1, seed=0, repetition_penalty=penalty), CACHE, {7})
+    while read_now := read[: data.draw(st.integers(1, 9))]:
+        sampler.read(read_now)
+        read = read[len(read_now) :]
+        before = logits.clone()
+        expected = logits.clone()
+        stream = [*sampler.sinks, *sampler.window]
+        for token in range(20):
+            if token in stream and token != 7:
+                expected[token] *= 1 / penalty if logits[token] > 0 else penalty
+        assert_close(sampler._penalised(logits), expected)
+        assert torch.equal(logits, before)
+
+
+def test_what_is_penalised_is_what_the_cache_holds():
+    sampler = Sampler(Sampling(temperature=0, top_p=1, seed=0, repetition_penalty=2), CACHE)
+    for ids in ([1], [2, 3, 4], range(5, 12)):
+        sampler.read(list(ids))
+    assert sampler.sinks == [1, 2]
+    assert list(sampler.window) == [6, 7, 8, 9, 10, 11]
+    assert (sampler._penalised(torch.ones(14)) == 0.5).nonzero().flatten().tolist() == [1, 2, *range(6, 12)]
+
+
+def test_greedy_text_with_a_penalty_is_that_of_the_slow_twin():
+    model = use_float64_angles(tiny_llama())
+    sampling = Sampling(temperature=0, top_p=1, seed=0, repetition_penalty=1.5)
+    writing = Writing(TOKENIZER, Sampler(sampling, CACHE), max_new_tokens=20)
+    with prepare(model):
+        for _ in continue_prompts(model, SinkCache(model.config, 2, 6), [[5, 7, 11]], [writing]):
+            pass
+    ids = [5, 7, 11]
+    for _ in range(20):
+        logits = reference.naive_logits(model, torch.tensor([ids]), [None, None], 2, 6)[0, -1]
+        for token in {*ids[:2], *ids[-6:]}:
+            logits[token] *= 1 / 1.5 if logits[token] > 0 else 1.5
+        ids.append(int(logits.argmax()))
+    assert writing.tokens == ids[3:]
+
+
+def sampled(given=None, **settings):
+    """How a chat draws, given these options and these settings of the model."""
+    return ChatSamplingOptions(**(given or {})).check(GenerationConfig(**settings))
+
+
+def test_chat_draws_as_the_model_says_or_else_in_a_way_that_suits_small_models():
+    ours = Sampling(temperature=0.2, top_p=0.9, seed=0, repetition_penalty=1.1)
+    assert sampled() == sampled(temperature=0.6) == ours  # settings without do_sample are of greedy search
+    qwen = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    assert sampled(**qwen) == Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05, seed=0)
+    assert sampled(do_sample=True, top_k=5).repetition_penalty == 1  # what it leaves out stays neutral
+    assert sampled({"top_p": 0.5, "seed": 3}, **qwen).top_p == 0.5
+    assert sampled({"temperature": 1.0}) == Sampling(
+        temperature=1.0, top_p=0.9, seed=0, repetition_penalty=1.1
+    )
+
+
+def test_chat_at_temperature_zero_takes_the_likeliest_token_exactly():
+    assert sampled({"temperature": 0.0}, do_sample=True, repetition_penalty=1.3) == Sampling(
+        temperature=0.0, top_p=1.0, seed=0
+    )
+    assert sampled({"temperature": 0.0, "repetition_penalty": 1.3}).repetition_penalty == 1.3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"temperature": -1.0}, "temperature must be >= 0, got -1.0"),
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_k": -1}, "top_k must be from 0 to 1000000000000, got -1; 0 draws from all"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be from 0.01 to 100, got 0.0; 1 penalises"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty must be from 0.01 to 100, got nan"),
+        ({"temperature": -1.0}, "temperature must be from 1e-08 to 10000.0, got -1.0; 0 takes"),
+        ({"top_p": 0.0}, "top_p must be from 1e-06 to 1, got 0.0; 1 draws"),
+        ({"top_p": 1.5}, "top_p must be from 1e-06 to 1, got 1.5"),
     ],
 )
 def test_sampling_out_of_range_is_refused(changes, message):
@@ -149,7 +236,7 @@ def test_batch_writes_what_each_prompt_alone_would():
     prompts = [[5, 7, 11], list(range(3, 23)), [9]]
     limits = [12, 3, 8]  # rows end one after the other
     alone = [slow_greedy(model, *row, 2, 6) for row in zip(prompts, limits, strict=True)]
-    writings = [Writing(TOKENIZER, Sampler(GREEDY), max_new_tokens=limit) for limit in limits]
+    writings = [Writing(TOKENIZER, Sampler(GREEDY, CACHE), max_new_tokens=limit) for limit in limits]
     cache = SinkCache(model.config, n_sink=2, window_size=6)
     with prepare(model):
         for _ in continue_prompts(model, cache, prompts, writings):
@@ -162,7 +249,7 @@ def test_prompt_longer_than_a_pass_is_read_in_passes(monkeypatch):
     monkeypatch.setattr("streamlm.generate.sampling.CHUNK", 4)
     model = use_float64_angles(tiny_llama())
     prompts = [[i % VOCAB for i in range(11)], [3, 1]]
-    writings = [Writing(TOKENIZER, Sampler(GREEDY), max_new_tokens=5) for _ in prompts]
+    writings = [Writing(TOKENIZER, Sampler(GREEDY, CACHE), max_new_tokens=5) for _ in prompts]
     with prepare(model):
         for _ in continue_prompts(model, SinkCache(model.config, 2, 6), prompts, writings):
             pass

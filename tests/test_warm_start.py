@@ -170,8 +170,9 @@ def test_process_that_forks_ends_with_the_one_that_started_it_however_that_ends(
 def test_jobs_of_a_run_are_forks_and_give_the_records_of_jobs_that_are_not(tmp_path):
     place = make_project(tmp_path / "project")
     script = place / "workflow" / "scripts" / "measure_perplexity.py"
-    is_fork = "\nimport sys; IS_FORK = 'torch' in sys.modules\nimport numpy"
-    script.write_text(script.read_text().replace("\nimport numpy", is_fork) + "\nprint('a fork:', IS_FORK)\n")
+    begin, is_fork = "\nfrom streamlm.input_files", "\nimport sys; IS_FORK = 'torch' in sys.modules"
+    text = script.read_text().replace(begin, is_fork + begin)
+    script.write_text(text + "\nprint('a fork:', IS_FORK)\n")
     made = []
     labels = ["dense", "recompute"]
     for together in (labels, labels[:1], labels[1:]):  # both in one run, and each in a run of its own

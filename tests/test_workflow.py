@@ -3,17 +3,14 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from project import ROOT, run_smoke, snakemake
 
-from streamlm import provenance
-from streamlm.figures.catalogue import FIGURES
+from streamlm.figures.catalogue import MAIN_FIGURES, PAPER_FIGURES
 from streamlm.provenance import code_fingerprint
 
 # Jobs of `plot_figure` are named by their figure.
@@ -24,23 +21,28 @@ LOSS_PLOTS = {
 COMPARED_PLOTS = {
     "plot_implementation_comparison", "plot_comparison_metrics_table", "plot_press_sweep"
 }  # fmt: skip
-PLOTS = {f"plot_{name}" for name in FIGURES}
+PLOTS = {f"plot_{name}" for name in MAIN_FIGURES}
 COLLECTS = {
     "collect_result", "collect_ablation_window_size", "collect_ablation_n_sink", "collect_long_stream"
 }  # fmt: skip
-SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary"}  # of the losses
+SHOWN = COLLECTS | LOSS_PLOTS | {"write_summary", "write_answer"}  # of the losses
 SCORED = SHOWN | {"measure_perplexity"}
 TIMED_SHOWN = {"write_latency_summary", "plot_decoding_latency"}
 TIMING = {"measure_latency", "measure_long_run"}
 TIMED = TIMED_SHOWN | TIMING
-COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison"}
+COMPARED_SHOWN = COMPARED_PLOTS | {"collect_comparison", "write_comparison_summary"}
+LATENCY_FIGURE = "plot_decoding_latency"
 COMPARING = {"measure_compression", "measure_decoding"}
 COMPARED = COMPARED_SHOWN | COMPARING
 MEASURING = {"measure_perplexity"} | TIMING | COMPARING
 FIGURE = {"plot_figure"}
-SHOWING = COLLECTS | FIGURE | {"write_summary", "write_latency_summary", "collect_comparison"}
+SHOWING = COLLECTS | FIGURE | {
+    "write_answer", "write_summary", "write_latency_summary", "collect_comparison",
+    "write_comparison_summary",
+}  # fmt: skip
 MAIN = {
-    "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary"
+    "collect_result", "plot_schemes", "plot_main_comparison", "plot_results_summary", "write_summary",
+    "write_answer",
 }  # fmt: skip
 WINDOWS = {"collect_ablation_window_size", "plot_ablation_window_size", "write_summary"}
 SINKS = {"collect_ablation_n_sink", "plot_ablation_n_sink", "write_summary"}
@@ -50,40 +52,6 @@ ONE_TEXT = {"measure_perplexity": 9, "collect_result": 1, "collect_long_stream":
 READING = {"extract_sample", "tokenise_corpus"}
 FROM_HUB = {"fetch_model", "fetch_sample"}
 FETCHING = {"fetch_archive", "convert_model"} | FROM_HUB
-# The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
-# follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
-IMPORTING = {
-    "__init__ __main__ cli extras py.typed": set(),
-    "commands experiment generate": set(),
-    "experiment.__init__ experiment.warm_start": MEASURING,
-    "records": FETCHING | READING | MEASURING | SHOWING,
-    "config stats": MEASURING | SHOWING,
-    "provenance": MEASURING,
-    "cache": MEASURING,
-    "cache.footprint": set(),
-    "sources": FETCHING | READING,
-    "sources.archives": FETCHING | READING,
-    "sources.corpus sources.documents sources.mediawiki": READING | {"fetch_sample"},
-    "sources.gguf": {"convert_model"} | FROM_HUB,
-    "sources.hub sources.hub_errors": FROM_HUB,
-    "sources.hub_texts": {"fetch_sample"},
-    "measure": MEASURING,
-    "measure.perplexity measure.scorers": {"measure_perplexity"},
-    "measure.progress": TIMING | {"measure_perplexity"},
-    "measure.memory": TIMING | COMPARING,
-    "measure.decoders measure.latency": TIMING,
-    "presses": COMPARING | {"collect_comparison"},
-    "presses.adapter presses.agreement presses.setting": COMPARING,
-    "presses.prefill": {"measure_compression"},
-    "presses.decoding": {"measure_decoding"},
-    "summaries": SHOWING,
-    "summaries.long_stream": {"collect_long_stream"},
-    "summaries.latency": {"write_latency_summary"},
-    "summaries.presses": {"collect_comparison"},
-    "figures.__init__ figures.entry figures.style figures.table_files": FIGURE,
-    "figures": set(),
-}
-IMPORTING = {name: rules for names, rules in IMPORTING.items() for name in names.split()}
 
 
 def planned(place, overlay=None):
@@ -123,18 +91,22 @@ def edit(finished):
 
 def test_smoke_run_makes_every_record_and_figure(finished):
     results = finished / "results" / "smoke"
-    for name in FIGURES:
+    for name in MAIN_FIGURES:
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (results / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         for suffix in ("csv", "tex", "html"):
             assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 100
     summary = (results / "experiment_summary.md").read_text()
+    assert "<h1>What sinks + window lose and save</h1>" in (results / "answer.html").read_text()
     result = json.loads((results / "streaming_llm" / "readme_result.json").read_text())
     assert result["model"] == "tiny untrained Llama"
     assert result["dataset"] == "README of this project" in summary
     assert result["environment"]["torch_threads"] == len(os.sched_getaffinity(0))
-    # 4 distinct geometries, recompute and 4 long streams, of 2 texts
-    assert len(list((results / "runs").glob("*/*.json"))) == 18
+    # 4 distinct geometries, recompute, 4 long streams and 4 of the paper, of 2 texts
+    assert len(list((results / "runs").glob("*/*.json"))) == 26
+    for name in PAPER_FIGURES:
+        assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "# The paper by number" in (results / "paper.md").read_text()
     assert len(list(results.glob("decoding_latency_*_*_sink*.json"))) == 8  # 4 methods, 2 capacities
     assert "# What a decoded token costs" in (results / "decoding_latency_summary.md").read_text()
     assert all(place.is_dir() and not any(place.iterdir()) for place in (results / "checkpoints").glob("*"))
@@ -164,7 +136,7 @@ def test_second_run_does_nothing(finished):
 @pytest.mark.parametrize(
     ("file", "old", "new", "rules"),
     [
-        ("streamlm/figures/style.py", "", "SPARE = 1\n", PLOTS),
+        ("streamlm/figures/style.py", "", "SPARE = 1\n", PLOTS | {"write_answer"}),
         ("streamlm/figures/long_stream.py", "FIGURE =", "SPARE = 1\nFIGURE =", {"plot_long_stream"}),
         ("streamlm/figures/schemes.py", "of arXiv:2309.17453", "of the paper", {"plot_schemes"}),
         ("streamlm/summaries/presses.py", "AS_IS =", "SPARE = 1\nAS_IS =", COMPARED_SHOWN),
@@ -200,59 +172,10 @@ def test_edit_of_what_no_result_depends_on_reruns_nothing(finished, edit):
     edit("streamlm/experiment/plan.py", "Config =", "SPARE = 1\nConfig =")
     edit("streamlm/cache/rope.py", "import torch\n", "import torch  # a comment\n")
     edit("streamlm/measure/perplexity.py", '"""', '"""Another docstring. ')
-    edit("workflow/scripts/measure_perplexity.py", "import numpy", "import numpy")  # a touch
+    edit("workflow/scripts/measure_perplexity.py", "import", "import")  # a touch
     edit("README.md", "#", "#")  # an input's
     edit("config.yaml", "results_dir: results", "results_dir: results  # a comment")
     assert planned(finished) == {}
-
-
-def rules_of_scripts():
-    """Return the rules that run each script, by its name."""
-    rules = {}
-    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for text in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
-            (script,) = re.findall(r'script:\s+"\.\./scripts/(\w+)\.py"', text)
-            rules.setdefault(script, set()).add(re.match(r"\w+", text)[0])
-    return rules
-
-
-def test_every_module_is_known_to_the_rules_that_import_it_and_to_no_others():
-    files = (ROOT / "streamlm").rglob("*.py")
-    found = {".".join(file.relative_to(ROOT / "streamlm").with_suffix("").parts): set() for file in files}
-    for script, rules in rules_of_scripts().items():
-        for part in code_fingerprint(ROOT / "workflow" / "scripts" / f"{script}.py"):
-            file = Path(part.split()[0])
-            if file.parts[0] == "streamlm":
-                found[".".join(file.with_suffix("").parts[1:])] |= rules
-            else:
-                assert file.stem == script  # a script depends on no other
-    assert found == {name: IMPORTING.get(name, IMPORTING.get(name.partition(".")[0])) for name in found}
-
-
-def test_every_script_is_run_by_a_rule():
-    assert {file.stem for file in (ROOT / "workflow" / "scripts").glob("*.py")} == rules_of_scripts().keys()
-
-
-@pytest.mark.parametrize(
-    ("more", "changes"),
-    [("# a comment\n", False), ('"""A docstring."""\n', False), ("\n\n\n", False), ("SPARE = 1\n", True)],
-)
-def test_fingerprints_change_with_what_a_file_means_alone(tmp_path, monkeypatch, more, changes):
-    before = fingerprints(ROOT)
-    for part in ("streamlm", "workflow/scripts"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in [*tmp_path.rglob("*.py")]:
-        file.write_text(file.read_text() + more)
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    after = fingerprints(tmp_path)
-    assert after.keys() == before.keys()
-    assert {file for file in after if after[file] != before[file]} == (set(after) if changes else set())
-
-
-def fingerprints(root):
-    """Return the hash of every file that a rule depends on."""
-    scripts = (root / "workflow" / "scripts").glob("*.py")
-    return dict(part.split() for script in scripts for part in code_fingerprint(script))
 
 
 # How many jobs each part of the small experiment has; its 2 texts have 5 short and 4 long runs each.
@@ -260,7 +183,8 @@ EVERYTHING = {
     "measure_perplexity": 18, "measure_latency": 2, "measure_long_run": 1, "measure_compression": 5,
     "measure_decoding": 1, "collect_result": 2, "collect_long_stream": 2, "collect_comparison": 2,
     **dict.fromkeys({"collect_ablation_window_size", "collect_ablation_n_sink"}, 1),
-    **dict.fromkeys(PLOTS | {"write_summary", "write_latency_summary"}, 1),
+    **dict.fromkeys(PLOTS | {"write_answer", "write_summary", "write_latency_summary"}, 1),
+    "write_comparison_summary": 1,
 }  # fmt: skip
 
 
@@ -269,7 +193,7 @@ CHANGES = [
     ("models: {a: {title: a, source: {kind: path, path: data/smoke/model}}}\nexperiment: {model: a}",
      {"tokenise_corpus"} | EVERYTHING.keys(), {"tokenise_corpus": 2}),
     # Captions name the texts in order.
-    ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED | PLOTS, {}),
+    ("experiment: {corpora: [makefile, readme]}", TIMED | COMPARED | PLOTS | {"write_answer"}, {}),
     ("experiment: {max_eval_tokens: 401}", SHORT, {"measure_perplexity": 10}),
     ("experiment: {n_sink: 5}", MAIN, {"measure_perplexity": 6}),
     ("experiment: {window_size: 29}", MAIN, {"measure_perplexity": 6}),
@@ -294,13 +218,14 @@ CHANGES = [
     ("comparison: {decode: {tokens: 41}}", COMPARED - {"measure_compression"}, {}),
     ("comparison: {presses: [SnapKVPress(window_size=8), KnormPress]}", COMPARED_SHOWN,
      {"measure_compression": 1}),
+    ("paper: {recompute_positions: 17}", {}, {}),  # of another target
     ("compute: {dtype: bfloat16}", SHORT | TIMED | COMPARED, {"measure_perplexity": 10}),
     ("compute: {torch_threads: 1}", EVERYTHING, {}),
     ("bootstrap: {seed: 1}", SCORED | COMPARED, {}),
     ("models: {tiny: {title: other}}", EVERYTHING, {}),
     ("models: {spare: {title: unused, source: {kind: path, path: data/smoke/model}}}", {}, {}),
     ("corpora: {readme: {title: other}}", READING | EVERYTHING.keys(), ONE_TEXT),
-    ("corpora: {makefile: {title: other}}", READING | SCORED | COMPARED, ONE_TEXT),
+    ("corpora: {makefile: {title: other}}", READING | SCORED | COMPARED | {LATENCY_FIGURE}, ONE_TEXT),
     ("corpora: {makefile: {add_bos: true}}", {"tokenise_corpus"} | SCORED | COMPARED, ONE_TEXT),
     ("corpora: {makefile: {max_samples: 1}}", {"tokenise_corpus"} | SCORED | COMPARED, ONE_TEXT),
     ("corpora: {makefile: {source: {path: config.yaml}}}", READING | SCORED | COMPARED, ONE_TEXT),
@@ -356,7 +281,7 @@ def test_failing_job_shows_its_reason_and_leaves_no_record(finished, edit):
     finally:
         weights.write_bytes(whole)
     assert done.returncode != 0
-    assert "ValueError: the model in data/smoke/model cannot be read" in done.stdout + done.stderr
+    assert "the model in data/smoke/model cannot be read: " in done.stdout + done.stderr
     assert not (finished / "results/smoke/runs/readme/sink4_window9.json").exists()
 
 
@@ -368,7 +293,12 @@ def test_profile_is_in_force():
 
 def test_every_script_rule_takes_its_own_fingerprint():
     for file in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for rule in re.split(r"^rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+        for rule in re.split(r"^(?:use )?rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            if re.match(r"\w+ as ", rule):  # another rule with other files: it has that one's script
+                assert (
+                    "params:" not in rule or 'code=code_of("workflow/scripts/measure_perplexity.py")' in rule
+                )
+                continue
             (script,) = re.findall(r'script:\s+"\.\./(scripts/\w+\.py)"', rule)
             (code,) = re.findall(r'code=(?:lambda wildcards: )?code_of\(\s*"workflow/([\w/.]+)"', rule)
             assert script == code
@@ -390,3 +320,17 @@ def test_conda_environment_has_the_same_pins():
 def test_everything_the_readme_shows_is_there():
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).is_file(), link
+
+
+def test_another_model_is_measured_in_a_folder_of_its_own(finished, tmp_path):
+    other = {"title": "Another model", "source": {"kind": "path", "path": "data/smoke/model"}}
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"paper": {"models": ["other"]}, "models": {"other": other}}))
+    done = snakemake(finished, "-n", "paper", overlay=overlay)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE))
+    assert {name: int(count) for name, count in counts.items()} == {
+        "tokenise_corpus": 2, "measure_other_model": 8, "collect_other_model": 2, "plot_figure": 1,
+        "paper": 1, "total": 14,
+    }  # fmt: skip
+    assert "results/smoke/models/other/runs/readme/long_recompute.json" in done.stdout

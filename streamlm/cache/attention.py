@@ -4,7 +4,7 @@ The block form is exact. What query t sees is fixed by its position alone, so a 
 step-by-step cache: it needs the sinks and the band of keys that its first query still sees. Rotary attention
 reads only distances. In the band the distance in the cache is the true distance. A sink is `t - s` tokens
 away in the text but only `p(t) - s` in the cache, so for the sink scores alone the query is rotated from
-position t to p(t) = min(t, capacity - 1).
+position t to p(t) = min(t, capacity - 1). With positions in the text, p(t) = t.
 """
 
 from dataclasses import dataclass
@@ -44,6 +44,11 @@ def streaming_mask(query_pos: Tensor, key_pos: Tensor, cfg: StreamConfig) -> Ten
     query_pos, key_pos = query_pos[..., :, None], key_pos[..., None, :]
     distance = query_pos - key_pos  # (..., Tq, Tk)
     return (distance >= 0) & ((key_pos < cfg.n_sink) | (distance < cfg.window_size))
+
+
+def seen_from_sinks(position: Tensor, cfg: StreamConfig) -> Tensor:
+    """Return p(t), the position at which a query stands for the sinks, by its position t in the text."""
+    return position if cfg.positions == "text" else position.clamp(max=cfg.capacity - 1)
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,8 @@ def plan_attention(
             )
         )
 
-    positions = tokens(n_past, end) - pad
-    difference = positions.clamp(max=cfg.capacity - 1) + pad - (tokens(n_past, end) - shift)
+    positions = seen_from_sinks(tokens(n_past, end) - pad, cfg)
+    difference = positions + pad - (tokens(n_past, end) - shift)
     to_sinks = None
     if rotary is not None and n_sinks and (pads is not None or shift or end > cfg.capacity):
         to_sinks = rotary.to(device).by(difference, dtype)
@@ -253,10 +258,20 @@ def _weights(
         softcap: scores s become softcap * tanh(s / softcap), as in Gemma 2.
         sink_logits: (Hq,) or (Hkv, G) one more score of every query that stands for no key, as in gpt-oss.
     """
+    return softmax(finish_scores(scores, mask, softcap), sink_logits)
+
+
+def finish_scores(scores: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
+    """Return scores capped and masked, in place; arguments as of `_weights`."""
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         scores.add_(mask.to(scores.dtype))
+    return scores
+
+
+def softmax(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
+    """Return the softmax of finished scores over their keys; arguments as of `_weights`."""
     if sink_logits is None:
         return scores.softmax(-1)  # torch sums in float32 at least: in bfloat16, 256 + 1 == 256
     column = sink_logits.to(scores.dtype).view(1, *scores.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)

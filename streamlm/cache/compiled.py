@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import PreTrainedModel
 
 from streamlm.cache.captured_step import CapturedStep, Step
+from streamlm.cache.prepare import is_observed
 from streamlm.cache.sink_cache import SinkCache
 
 OLDEST_TORCH = "2.13"  # with 2.6 to 2.12, compiling fails or does not end
@@ -63,7 +64,8 @@ def compile_steps(model: PreTrainedModel) -> None:
     Each cache gets a step of its own after the first such token. That takes half a minute for a new kind of
     model or size of cache, and seconds for one that was compiled on this machine before: torch keeps the code
     on disk. `SinkCache.reset` keeps the step. All else runs as it did: longer passes; a cache that is not
-    full, has left pads or layers with a state of fixed size; calls with gradients, or for more than logits.
+    full, has left pads or layers with a state of fixed size; calls with gradients, or for more than logits;
+    and what is shown by `observing`.
     To ask for it twice changes nothing.
 
     Args:
@@ -117,5 +119,6 @@ def _is_step(tokens: Tensor, cache: SinkCache, args: tuple[Any, ...], kwargs: di
         and len(args) <= 1
         and all(name in ("use_cache", "return_dict") and x for name, x in asked.items())
         and not torch.is_grad_enabled()
+        and not is_observed()
         and CapturedStep.takes(cache)
     )

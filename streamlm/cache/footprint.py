@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from streamlm.cache.supported import STATEFUL, layer_geometry, layer_windows, rope_settings
 from streamlm.config import StreamConfig
@@ -34,21 +33,6 @@ class Layout:
     state_layers: int  # of `layers`, with a state of fixed size instead of keys and values
     refused: str | None  # why SinkCache cannot serve it
     is_latent: bool  # whether keys and values come from latents, whose size is not known here
-
-
-def read_config(folder: Path | str) -> PretrainedConfig:
-    """Return the config in a model folder; no weights are read.
-
-    Raises:
-        ValueError: if there is none that transformers knows.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of any config
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the config in {folder} cannot be read: {reason}") from error
 
 
 def describe_layout(config: PretrainedConfig) -> Layout:

@@ -17,7 +17,7 @@ from streamlm.cache.attention import attend_one
 from streamlm.cache.plan import ChunkPlan, DecodePlan
 from streamlm.cache.ring import QuantizedRing, put, take
 from streamlm.cache.rope import Rotation
-from streamlm.cache.store import Store, StreamState, signature
+from streamlm.cache.store import Store, StreamState, reserving, signature
 from streamlm.config import StreamConfig
 
 
@@ -228,10 +228,11 @@ class QuantizedLayer(SinkLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """See `SinkLayer`; in the store are the sinks alone."""
         super().lazy_initialization(key_states, value_states)
-        self.rings = tuple(
-            QuantizedRing(states, self.cfg.window_size, self.kv_dtype)
-            for states in (key_states, value_states)
-        )
+        with reserving(self.cfg, key_states):
+            self.rings = tuple(
+                QuantizedRing(states, self.cfg.window_size, self.kv_dtype)
+                for states in (key_states, value_states)
+            )
 
     def _decode(self, key: Tensor, value: Tensor, plan: DecodePlan) -> tuple[Tensor, Tensor]:
         n_sink, seen = self.cfg.n_sink, []

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from streamlm.cache.attention import AttentionPlan, plan_attention
+from streamlm.cache.attention import AttentionPlan, plan_attention, seen_from_sinks
 from streamlm.cache.rope import Rotary, Rotation
 from streamlm.config import StreamConfig
 
@@ -130,21 +130,21 @@ class PassPlan:
         return torch.arange(first, first + self.n_new, device=device)[None]
 
     def _decode(self, cfg: StreamConfig, rotary: Rotary | None, device: torch.device) -> DecodePlan:
-        padding, last, visible = self.padding, cfg.capacity - 1, None
+        padding, visible = self.padding, None
         n_held = min(self.n_past + 1 - padding.min, cfg.capacity)
         slot: int | Tensor
         if padding.pads is None:
             slot = slot_of(self.n_past, cfg)
             # Filled where it is: to make it of a list would copy it from the host.
-            nearer = torch.full((1,), self.n_past - min(self.n_past, last) - self.shift, device=device)
+            position = torch.full((1,), self.n_past, device=device)
         else:
             position = self.n_past - padding.pads.to(device)  # (B,)
             slot = slot_of(position, cfg)[:, None]
-            nearer = position - position.clamp(max=last) - self.shift
-            if self.n_past - padding.max < last:
+            if self.n_past - padding.max < cfg.capacity - 1:
                 visible = (torch.arange(n_held, device=device) <= position[:, None])[:, None, None]
         rotation = None
         if cfg.n_sink and rotary is not None:
+            nearer = position - seen_from_sinks(position, cfg) - self.shift
             rotation = rotary.to(device).of_stored.by(nearer[:, None, None], self.dtype)
         return DecodePlan(slot, n_held, visible, rotation)
 

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from streamlm.cache.attention import attend
 from streamlm.cache.forward import cache_argument, takes_cache_position
 from streamlm.cache.head import head_of
+from streamlm.cache.observe import Observer, blocks_of
 from streamlm.cache.plan import DecodePlan
 from streamlm.cache.probe import (
     CHECKED_TOKENS,
@@ -35,6 +36,7 @@ class _Active(threading.local):
     """The cache whose pass this thread is in: two threads may use one model, each with a cache of its own."""
 
     cache: SinkCache | None = None
+    observer: Observer | None = None
 
 
 _active = _Active()
@@ -60,6 +62,9 @@ def attention_forward(
         raise ValueError("a prepared model needs a SinkCache as past_key_values")
     refuse_dropout(dropout)
     plan = cache._plan_of(module.layer_idx, query.device)
+    if _active.observer is not None:
+        for seen in blocks_of(query, key, plan, scaling, cache, module.layer_idx, softcap, s_aux):
+            _active.observer(module.layer_idx, seen)
     if isinstance(plan, DecodePlan):
         layer = cache.layers[module.layer_idx]
         out = layer.attend(query, key, value, plan, scaling, softcap=softcap, sink_logits=s_aux)
@@ -149,6 +154,30 @@ def prepare(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """
     with switch(model):
         yield model
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Show all attention of prepared models in this thread to `observer`, until the block ends.
+
+    Args:
+        observer: called with the index of a layer and each of its blocks of queries, in the order of the
+            stream; what it does not keep is gone.
+
+    Raises:
+        ValueError: in the forward, if a batch has left pads.
+    """
+    before = _active.observer
+    _active.observer = observer
+    try:
+        yield
+    finally:
+        _active.observer = before
+
+
+def is_observed() -> bool:
+    """Return whether attention is shown in this thread: then it has to go through `attention_forward`."""
+    return _active.observer is not None
 
 
 @contextmanager

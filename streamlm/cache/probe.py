@@ -215,7 +215,8 @@ def _check_layer(model: PreTrainedModel, index: int, heard: _Listener, window: i
         raise Unsupported(model, f"gives its attention {other[0]!r}, which is not known here")
     if layer.options.get("scaling") is None:
         raise Unsupported(model, "does not say how its attention scales scores")
-    if layer.window not in (None, window or 0):
+    shown = 0 if window is None or window > FAR else window  # a longer one shows all to the queries there
+    if layer.window not in (None, shown):
         size = layer.window or "all"
         what = "through a mask of its own" if size == -1 else f"through a window of {size} tokens"
         raise Unsupported(model, f"lets layer {index} see {what}, where its config says {window or 'all'}")

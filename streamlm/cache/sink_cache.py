@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class SinkCache(Cache):  # type: ignore[misc]
         config: of the model.
         n_sink: first tokens, never evicted; with left padding, each row's own first real tokens.
         window_size: most recent tokens, the current one included.
+        positions: "cache", where sinks come nearer to a query as tokens between them are evicted; or "text",
+            where they stay as far as they are in the text, past any length that the model was trained to.
         position_limit: positions given to the model stay below this, or below twice the capacity.
         query_block: queries per attention block; changes speed and nothing else.
         kv_dtype: quantise the windows to torch.bfloat16, float16 or int8, or one of their names, for less
@@ -60,11 +62,12 @@ class SinkCache(Cache):  # type: ignore[misc]
         n_sink: int = 4,
         window_size: int = 1020,
         *,
+        positions: Literal["cache", "text"] = "cache",
         position_limit: int = POSITION_LIMIT,
         query_block: int = QUERY_BLOCK,
         kv_dtype: torch.dtype | str | None = None,
     ) -> None:
-        self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
+        self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size, positions=positions)
         windows = layer_windows(config)
         geometries = {i: layer_geometry(self.cfg, window) for i, window in windows.items()}
         self.capacity = max(cfg.capacity for cfg in geometries.values())
@@ -154,8 +157,12 @@ class SinkCache(Cache):  # type: ignore[misc]
     def _rebase(self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype) -> None:
         """Move the stream back to positions that start at the capacity, if it is about to pass the limit."""
         state = self._state
-        is_full = state.n_seen - state.padding.max >= self.capacity
-        if is_full and state.n_seen + n_new - state.shift > self._position_limit:
+        if self._is_due(n_new):
+            if self._rope_limit is not None and self.cfg.positions == "text":
+                raise ValueError(
+                    f"the model rotates or scales otherwise after {self._rope_limit} positions, and the text "
+                    "goes on; use positions in the cache"
+                )
             shift = state.n_seen - (self.capacity - 1)
             for i, layer in self._sink_layers.items():  # one at a time, for the memory
                 if (rotary := rotaries[i]) is not None:
@@ -170,6 +177,40 @@ class SinkCache(Cache):  # type: ignore[misc]
                 f"of {n_new} tokens goes to {end}; feed at most {self.longest_pass(n_new)} tokens at a time "
                 "(generate has prefill_chunk_size)"
             )
+
+    def _is_due(self, n_new: int) -> bool:
+        """Return whether the stream is to be moved back before a pass of `n_new` tokens."""
+        state = self._state
+        is_full = state.n_seen - state.padding.max >= self.capacity
+        return is_full and state.n_seen + n_new - state.shift > self._position_limit
+
+    @property
+    def _reach(self) -> int | None:
+        """Tokens before a query, its row's sinks apart, that can change what it sees; None: all of them.
+
+        Each layer sees less than its capacity back.
+        """
+        if self._kept_states:
+            return None
+        return sum(layer.cfg.capacity - 1 for layer in self._sink_layers.values())
+
+    def _skip_to(self, n_seen: int, chunk: int) -> None:
+        """Stand at token `n_seen` of the stream, as after passes of `chunk` tokens that left no trace.
+
+        The sinks stay. The window holds what it held, until `_reach` further tokens have been fed.
+
+        Raises:
+            ValueError: if the cache is not full, or the token is no later one, whole passes away.
+        """
+        state = self._state
+        if state.n_seen < self.capacity or self._reach is None:
+            raise ValueError("only a full SinkCache whose layers all attend can skip tokens; feed it first")
+        if n_seen < state.n_seen or (n_seen - state.n_seen) % chunk:
+            raise ValueError(f"cannot skip from token {state.n_seen} to {n_seen} in passes of {chunk}")
+        while state.n_seen < n_seen:
+            if self._is_due(chunk):
+                state.shift = state.n_seen - (self.capacity - 1)
+            state.n_seen += chunk
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any

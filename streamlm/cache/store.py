@@ -1,6 +1,7 @@
 """Where the stream stands, and the tensors in which the keys and values of like layers lie side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,18 @@ def signature(states: Tensor) -> tuple[int, int, int, torch.dtype, torch.device]
     return batch, heads, size, states.dtype, states.device
 
 
+@contextmanager
+def reserving(cfg: StreamConfig, states: Tensor) -> Iterator[None]:
+    """Raise ValueError if the block finds no memory for slots of states like these (B, Hkv, T, D)."""
+    try:
+        yield
+    except RuntimeError as error:  # what torch raises for a GPU, for the CPU, and for sizes beyond any memory
+        raise ValueError(
+            f"there is no memory on {states.device} for the keys and values of {cfg.capacity:,} tokens in "
+            f"{len(states):,} rows; use a smaller window_size, or fewer rows"
+        ) from error
+
+
 class Store:
     """Keys and values of like layers on one device, in tensors of all these layers.
 
@@ -46,6 +59,9 @@ class Store:
         n_layers: that may come.
         keys: (B, Hkv, T, D) for their shape, dtype and device.
         values: (B, Hkv, T, Dv) likewise.
+
+    Raises:
+        ValueError: if there is no memory for them.
     """
 
     def __init__(self, cfg: StreamConfig, n_slots: int, n_layers: int, keys: Tensor, values: Tensor) -> None:
@@ -54,7 +70,8 @@ class Store:
 
         self.cfg, self.n_slots = cfg, n_slots
         self.members: list[int] = []  # the layers of the model that are here, in order
-        self._set(slots(keys, n_slots), slots(values, n_slots), slots(keys, cfg.n_sink))
+        with reserving(cfg, keys):
+            self._set(slots(keys, n_slots), slots(values, n_slots), slots(keys, cfg.n_sink))
 
     def _set(self, keys: Tensor, values: Tensor, sinks: Tensor) -> None:
         self.keys, self.values, self.sinks = keys, values, sinks  # (L, B, Hkv, slots, D)

@@ -44,6 +44,8 @@ def layer_windows(config: PretrainedConfig) -> dict[int, int | None]:
     unknown = set(types) - {"full_attention", "sliding_attention", *STATEFUL}
     if unknown:
         raise ValueError(_unknown(config, f"layers of type {', '.join(sorted(unknown))}"))
+    if "sliding_attention" in types and not (type(window) is int and window >= 1):
+        raise ValueError(f"sliding_window is {window!r:.60}, and its layers need a number of at least 1")
     if STATEFUL.issuperset(types):
         raise ValueError(
             f"every layer of {config.model_type} has a state of fixed size and none attends, so there is "

@@ -13,10 +13,11 @@ from streamlm.commands.options import (
     OutputOptions,
     SampleOptions,
     cache_option,
-    check_targets,
     output_option,
     text_option,
 )
+from streamlm.commands.output_types import FIGURE, RECORD, RUN_LOSSES, RUN_RECORD
+from streamlm.commands.outputs import Output
 from streamlm.config import METHODS, Compute, Method, StreamConfig
 from streamlm.extras import need
 
@@ -52,26 +53,29 @@ def ablation_sizes(
 def ablate(
     *,
     ablation_type: Annotated[
-        Literal["window_size", "n_sink"], cache_option(help="What changes; sinks change at equal memory.")
+        Literal["window_size", "n_sink"], cache_option(help="Change this size; sinks change at equal memory.")
     ],
     source: SampleOptions,
-    max_eval_tokens: Annotated[int, text_option(min=2, help="Score so many ids.")] = 4096,
+    max_eval_tokens: Annotated[int, text_option(min=2, help="Read at most this many token ids.")] = 4096,
     window_size: Annotated[
         list[int] | None,
-        cache_option(min=1, help="Any number of times; 128, 256, 512, 1024, 2048 if not given."),
+        cache_option(
+            min=1, help="A window to measure; any number of times; 128, 256, 512, 1024, 2048 if not given."
+        ),
     ] = None,
     n_sink: Annotated[
         list[int] | None,
         cache_option(
             min=0,
-            help="For windows: one, 4 if not given. For sinks: any number of times; 0, 1, 2, 4, 8, 16.",
+            help="Sinks beside every window, 4 if not given; or sinks to measure, any number of times; "
+            "0, 1, 2, 4, 8, 16 if not given.",
         ),
     ] = None,
     capacity: Annotated[
         list[int] | None,
         cache_option(
             min=1,
-            help="For sinks: tokens kept, sinks + window; any number of times; 1028 if not given.",
+            help="Tokens kept while sinks change, sinks + window; any number of times; 1028 if not given.",
         ),
     ] = None,
     compute: ComputeOptions,
@@ -83,53 +87,68 @@ def ablate(
 ) -> None:
     """Change window size or number of sinks: a table against dense, judged on common tokens."""
     sizes = ablation_sizes(ablation_type, window_size, n_sink, capacity)
-    check_targets(output.output, figure)
     if figure is not None and figure.suffix not in (".png", ".pdf"):
         raise typer.BadParameter(f"a figure is written as .png or .pdf, got {figure}")
     if figure is not None:
         need("matplotlib", "pandas")
+    outputs = source.outputs(output.force)
+    record_file, figure_file = outputs.check(output.output, RECORD), outputs.check(figure, FIGURE)
+    from streamlm.experiment.plan import run_label
     from streamlm.summaries.main import ablation_rows
     from streamlm.summaries.tables import as_markdown
 
-    inputs, largest = open_inputs(source, max_eval_tokens), max(cfg.capacity for cfg in sizes)
-    if largest >= len(inputs.ids) - 1:
-        raise ValueError(
-            f"{len(inputs.ids)} tokens never fill a cache of {largest}; take more, or smaller caches"
-        )
+    runs: dict[str, tuple[Method, StreamConfig]] = {"dense": (METHODS["dense"], sizes[0])}
+    for cfg in sizes:
+        runs[run_label(cfg)] = METHODS["streaming" if cfg.n_sink else "window"], cfg
     with ExitStack() as undo:
         folder = output_dir or Path(undo.enter_context(tempfile.TemporaryDirectory()))
-        ablation = _measure(ablation_type, sizes, inputs, compute, folder)
-    output.write(ablation, as_markdown(ablation_rows([ablation])))
-    if figure is not None:
-        _draw(figure, ablation)
+        files = {
+            label: (
+                outputs.check(folder / f"{label}.json", RUN_RECORD),
+                outputs.check(folder / f"{label}.npy", RUN_LOSSES),
+            )
+            for label in runs
+        }
+        inputs, largest = open_inputs(source, max_eval_tokens), max(cfg.capacity for cfg in sizes)
+        if largest >= len(inputs.ids) - 1:
+            raise ValueError(
+                f"{len(inputs.ids)} tokens never fill a cache of {largest}; take more, or smaller caches"
+            )
+        ablation = _measure(ablation_type, runs, inputs, compute, files)
+    output.write(record_file, ablation, as_markdown(ablation_rows([ablation])))
+    if figure_file is not None:
+        _draw(figure_file, ablation)
 
 
 def _measure(
-    kind: str, sizes: list[StreamConfig], inputs: Inputs, compute: Compute, folder: Path
+    kind: str,
+    runs: dict[str, tuple[Method, StreamConfig]],
+    inputs: Inputs,
+    compute: Compute,
+    files: dict[str, tuple[Output, Output]],
 ) -> "Record":
-    """Score dense and every geometry, keep their records in the folder, and return the ablation."""
-    from streamlm.experiment.plan import run_label
+    """Score dense and every geometry, write their records and losses, and return the ablation."""
     from streamlm.measure.perplexity import measure_perplexity
     from streamlm.records.files import write_array, write_json
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import collect_ablation
 
     bootstrap = BootstrapConfig()
-    runs: dict[str, tuple[Method, StreamConfig]] = {"dense": (METHODS["dense"], sizes[0])}
-    for cfg in sizes:
-        runs[run_label(cfg)] = METHODS["streaming" if cfg.n_sink else "window"], cfg
     for label, (method, cfg) in runs.items():
         record, losses = measure_perplexity(
             **inputs._asdict(), compute=compute, method=method, cfg=cfg, bootstrap=bootstrap
         )
-        write_array(folder / f"{label}.npy", losses)
-        write_json(folder / f"{label}.json", record)
-    dense, *others = (folder / f"{label}.json" for label in runs)
+        record_file, losses_file = files[label]
+        write_array(losses_file.path, losses)
+        write_json(record_file.path, record)
+    dense, *others = (record_file.asked for record_file, _ in files.values())
     return collect_ablation(kind, [dense], others, bootstrap)
 
 
-def _draw(target: Path, ablation: "Record") -> None:
+def _draw(target: Output, ablation: "Record") -> None:
     from streamlm.figures.catalogue import find_figure
     from streamlm.figures.style import save_figure
 
-    save_figure(target, find_figure(f"ablation_{ablation['ablation']}").plot([ablation]))
+    drawn = find_figure(f"ablation_{ablation['ablation']}").plot([ablation])
+    with target.whole() as path:
+        save_figure(path, drawn, target.asked.suffix)

@@ -1,5 +1,6 @@
 """`chat`: a conversation without end, in constant memory."""
 
+from pathlib import Path
 from typing import Annotated
 
 from streamlm.commands.options import (
@@ -22,7 +23,9 @@ def chat(
     system: Annotated[
         str | None, text_option(help="The system prompt; the model's own if not given.")
     ] = None,
-    max_new_tokens: Annotated[int, drawing_option(min=1, help="Of an answer.")] = 512,
+    max_new_tokens: Annotated[
+        int, drawing_option(min=1, help="Write at most this many tokens of an answer.")
+    ] = 512,
     draws: ChatSamplingOptions,
     n_sink: Annotated[
         int | None,
@@ -44,9 +47,11 @@ def chat(
 
     if system is not None:
         checked_text(system, "--system")
-    sampling = draws.check()
+    draws.check()
     opened, tokenizer = open_writer(model_name, compute, compile)
+    sampling = draws.check(opened.model.generation_config)
     template = ChatTemplate(tokenizer, system)
     n_sink = template.n_sink() if n_sink is None else n_sink
     cache = SinkCache(opened.model.config, n_sink, window_size, kv_dtype=kv_dtype)
-    run_session(Conversation(opened.model, template, cache, sampling, max_new_tokens), opened.title)
+    conversation = Conversation(opened.model, template, cache, sampling, max_new_tokens)
+    run_session(conversation, opened.title, Path(opened.model.name_or_path))

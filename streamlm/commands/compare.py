@@ -9,11 +9,11 @@ from streamlm.commands.options import (
     SampleOptions,
     WindowSize,
     cache_option,
-    check_targets,
     text_option,
 )
+from streamlm.commands.output_types import RECORD
 from streamlm.config import Compute, StreamConfig
-from streamlm.presses.grammar import PRESSES, check_budgets, compared_methods
+from streamlm.presses.grammar import OURS, PRESSES, check_context, compared_methods, parse_press
 
 if TYPE_CHECKING:
     from streamlm.records.types import Record
@@ -25,8 +25,13 @@ def compare(
     *,
     source: SampleOptions,
     max_eval_tokens: Annotated[
-        int, text_option(min=6, help="Take so many ids: the last fifth is scored after the others.")
-    ] = 1281,
+        int | None,
+        text_option(
+            min=6,
+            help="Read at most this many token ids: the last fifth is scored after the others; if not given, "
+            "five times as many as are kept.",
+        ),
+    ] = None,
     n_sink: Annotated[int, cache_option(min=1, help="First tokens kept.")] = 4,
     window_size: WindowSize = 252,
     press: Annotated[
@@ -34,20 +39,35 @@ def compare(
         cache_option(help="A press of kvpress; any number of times.", autocompletion=lambda: list(PRESSES)),
     ] = COMPARED,
     interval: Annotated[
-        int, cache_option(min=1, help="Decoded tokens between two evictions of kvpress as it is.")
+        int, cache_option(min=1, help="Tokens between two evictions of kvpress; its own default is 512.")
     ] = 8,
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:
     """Compare with NVIDIA kvpress at equal budgets: a context cut once, and token by token."""
-    check_targets(output.output)
-    from streamlm.summaries.presses import comparison_text
+    record_file = source.outputs(output.force).check(output.output, RECORD)
+    from streamlm.summaries.press_findings import comparison_text
 
     methods = compared_methods(n_sink, press)
-    inputs = open_inputs(source, max_eval_tokens)
     cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
+    inputs = open_inputs(source, max_eval_tokens or 5 * cfg.capacity + 1)
+    _check_sizes(len(inputs.ids), cfg, methods)
     comparison = _measure(inputs, compute, methods, cfg, interval)
-    output.write(comparison, comparison_text(comparison))
+    output.write(record_file, comparison, comparison_text(comparison))
+
+
+def _check_sizes(n_tokens: int, cfg: StreamConfig, methods: dict[str, str]) -> None:
+    """Raise ValueError unless a text is long enough for the cache, and for what presses score with."""
+    context = n_tokens - 1 - (n_tokens - 1) // 5
+    if cfg.capacity >= context:
+        raise ValueError(
+            f"--n-sink {cfg.n_sink} and --window-size {cfg.window_size} keep {cfg.capacity} tokens, and the "
+            f"context, four fifths of {n_tokens} tokens of text, has {context}; take a smaller --window-size "
+            "or more text (--max-eval-tokens)"
+        )
+    for method in methods.values():
+        if method not in OURS:
+            check_context(parse_press(method), context)
 
 
 def _measure(
@@ -65,7 +85,6 @@ def _measure(
     n_tokens, capacity, bootstrap = len(inputs.ids), cfg.capacity, BootstrapConfig()
     scored = (n_tokens - 1) // 5
     contexts = ContextConfig(contexts=1, context_tokens=n_tokens - 1 - scored, scored_tokens=scored)
-    check_budgets([capacity], cfg.n_sink, contexts.context_tokens)
     decode = DecodeConfig(capacity=capacity, tokens=min(scored, n_tokens - capacity), interval=interval)
     setting = Setting(
         model_dir=inputs.model_dir, title=inputs.title, texts={inputs.dataset: inputs.ids}, compute=compute,

@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from streamlm import limits
 from streamlm.commands.options import (
     PACKAGED,
     AsJson,
     CacheOptions,
     Compile,
     ComputeOptions,
+    Force,
     ModelName,
-    check_targets,
     drawing_option,
     output_option,
     print_json,
     text_option,
 )
+from streamlm.commands.output_types import TEXT
+from streamlm.commands.outputs import Outputs
+from streamlm.commands.terminal import say
 from streamlm.commands.writing import SamplingOptions, checked_text, open_writer
+from streamlm.limits import BATCH_TOKENS
 
 if TYPE_CHECKING:
+    from streamlm.cache.sink_cache import SinkCache
     from streamlm.generate.sampling import Writing
 
 
@@ -48,8 +54,10 @@ class PromptOptions:
             raise typer.BadParameter("give exactly one of --prompt and --prompts")
         if self.prompts is None:
             return [checked_text(str(self.prompt), "--prompt")]
+        from streamlm.input_files import read_bytes
+
         try:
-            text = self.prompts.read_bytes().decode("utf-8-sig")
+            text = read_bytes(self.prompts, limits.PROMPTS_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.prompts} is not UTF-8 ({error}); convert it first") from error
         lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
@@ -78,7 +86,7 @@ class EndOptions:
     """Where a text ends."""
 
     max_new_tokens: Annotated[
-        int, drawing_option(min=1, help="Write so many tokens; any number is fine.")
+        int, drawing_option(min=1, help="Write at most this many tokens; any number is fine.")
     ] = 512
     stop: Annotated[list[str] | None, drawing_option(help="End before this text; any number of times.")] = (
         None
@@ -103,12 +111,14 @@ def generate(
     compute: ComputeOptions,
     compile: Compile = False,
     output: Annotated[Path | None, output_option(help="Write the text here, as it comes.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt, for as many tokens as you like, in constant memory."""
     prompts = asked.read()
     end.check()
-    check_targets(output)
+    outputs = Outputs(inputs=[asked.prompts], model_dir=model_name, force=force)
+    text_file = outputs.check(output, TEXT)
     import numpy as np
 
     from streamlm.cache.sink_cache import SinkCache
@@ -124,13 +134,16 @@ def generate(
     limits: dict[str, Any] = {
         "max_new_tokens": end.max_new_tokens, "stop_ids": ends, "stop_texts": end.stop or []
     }  # fmt: skip
-    writings = [Writing(tokenizer, Sampler(sampling), **limits) for _ in prompts]
-    stream = SinkCache(opened.model.config, cache.n_sink, cache.window_size, kv_dtype=cache.kv_dtype)
+    cfg = cache.cfg.within(max(map(len, ids)) + end.max_new_tokens)
+    make = partial(SinkCache, opened.model.config, cfg.n_sink, cfg.window_size, kv_dtype=cache.kv_dtype)
+    samplers = [Sampler(sampling, cfg, ends) for _ in prompts]
+    writings = [Writing(tokenizer, sampler, **limits) for sampler in samplers]
     with ExitStack() as stack:
         target = None if as_json else sys.stdout
-        if output is not None:
-            target = stack.enter_context(output.open("w", encoding="utf-8"))
-        costs = _write(opened.model, stream, ids, writings, _Printer(target, prompts, writings))
+        if text_file is not None:
+            target = text_file.open()
+            stack.callback(target.close)
+        costs = _write(opened.model, make, ids, writings, _Printer(target, prompts, writings))
     record = {
         "model": opened.title,
         **asdict(cache.cfg),
@@ -144,29 +157,37 @@ def generate(
     if as_json:
         print_json(record)
     else:
-        typer.echo(_summary(record), err=True)
+        say(_summary(record), err=True)
 
 
 def _write(
-    model: Any, cache: Any, ids: list[list[int]], writings: "list[Writing]", printer: "_Printer"
+    model: Any,
+    make: "Callable[[], SinkCache]",
+    ids: list[list[int]],
+    writings: "list[Writing]",
+    printer: "_Printer",
 ) -> dict[str, Any]:
-    """Continue every prompt; return the memory and the time that it took."""
+    """Continue every prompt, as many together as `BATCH_TOKENS` allows; return memory and time."""
     from streamlm.generate.sampling import continue_prompts
     from streamlm.measure.progress import progress
 
-    kv_bytes, begin = 0, time.perf_counter()
+    kv_tokens, kv_bytes, compile_sec, begin = 0, 0, 0.0, time.perf_counter()
+    together = max(1, BATCH_TOKENS // make().capacity)
     with ExitStack() as stack:
         total = sum(writing.max_new_tokens for writing in writings)
         bar = None if printer.on_terminal else stack.enter_context(progress(total, "token"))
-        for writing, piece in continue_prompts(model, cache, ids, writings):
-            printer.take(writing, piece)
-            kv_bytes = kv_bytes or cache.nbytes  # later, of the rows that have not ended
-            if bar is not None:
-                bar.update()
+        for first in range(0, len(ids), together):
+            cache, rows = make(), slice(first, first + together)
+            for writing, piece in continue_prompts(model, cache, ids[rows], writings[rows]):
+                printer.take(writing, piece)
+                kv_bytes = max(kv_bytes, cache.nbytes)  # rows leave when they end
+                if bar is not None:
+                    bar.update()
+            kv_tokens, compile_sec = max(kv_tokens, cache.n_held), compile_sec + cache._compile_sec
         seconds = time.perf_counter() - begin
     return {
-        **({"compile_sec": cache._compile_sec} if cache._compile_sec else {}),
-        "kv_tokens": cache.n_held,
+        **({"compile_sec": compile_sec} if compile_sec else {}),
+        "kv_tokens": kv_tokens,
         "kv_bytes": kv_bytes,
         "runtime_sec": seconds,
         "tokens_per_sec": sum(len(writing.tokens) for writing in writings) / seconds,

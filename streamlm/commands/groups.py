@@ -5,6 +5,8 @@ from dataclasses import Field, fields, is_dataclass
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_origin
 
+from streamlm.limits import SEED, TOKENS
+
 
 def spread_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command as typer reads it: the options of each group instead of the group.
@@ -24,6 +26,7 @@ def spread_groups(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     def spread(**given: Any) -> None:
+        _check_numbers(given)
         values = {
             name: group(**{option.name: given.pop(option.name) for option in _options_of(group)})
             for name, group in groups.items()
@@ -34,6 +37,17 @@ def spread_groups(command: Callable[..., None]) -> Callable[..., None]:
     spread.__annotations__ = {option.name: option.annotation for option in options}
     spread.__signature__ = Signature(options)  # type: ignore[attr-defined]
     return spread
+
+
+def _check_numbers(given: dict[str, Any]) -> None:
+    """Refuse whole numbers that no measurement has, before it takes hours or leaves the range of torch."""
+    for name, value in given.items():
+        limit = SEED if name == "seed" else TOKENS
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > limit:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at most {limit:,}; give a smaller number"
+                )
 
 
 def _options_of(group: Any) -> list[Field[Any]]:

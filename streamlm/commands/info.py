@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from streamlm.commands.inputs import find_model
 from streamlm.commands.options import (
     PACKAGED,
@@ -17,6 +15,7 @@ from streamlm.commands.options import (
     compute_option,
     print_json,
 )
+from streamlm.commands.terminal import say
 
 if TYPE_CHECKING:
     from streamlm.cache.footprint import Layout
@@ -30,13 +29,17 @@ def info(
     *,
     model_name: ModelName = PACKAGED,
     n_sink: NSink = 4,
-    window_size: Annotated[list[int], cache_option(min=1, help="Any number of times.")] = WINDOWS,
+    window_size: Annotated[
+        list[int], cache_option(min=1, help="A window to show; any number of times.")
+    ] = WINDOWS,
     kv_dtype: KvDtype = None,
     context: Annotated[
         list[int],
         cache_option(min=1, help="Tokens of text, to compare with dense; any number of times."),
     ] = CONTEXTS,
-    dtype: Annotated[str | None, compute_option(help="Of the cache; as the weights if not given.")] = None,
+    dtype: Annotated[
+        str | None, compute_option(help="Number type of the cache; that of the weights if not given.")
+    ] = None,
     check: Annotated[
         bool, compute_option(help="Load the weights, if they are there, and ask every layer how it rotates.")
     ] = True,
@@ -46,8 +49,9 @@ def info(
     model_dir, _ = find_model(model_name)
     from dataclasses import asdict
 
-    from streamlm.cache.footprint import describe_costs, describe_layout, read_config
+    from streamlm.cache.footprint import describe_costs, describe_layout
     from streamlm.cache.ring import parse_kv_dtype
+    from streamlm.cache.stored import read_config
     from streamlm.config import StreamConfig
     from streamlm.measure.device import parse_dtype
 
@@ -62,8 +66,8 @@ def info(
         print_json(document)
         return
     for line in _layout_lines(layout, model_name, costs, verdict):
-        typer.echo(line)
-    typer.echo(_cost_table(layout, costs))
+        say(line)
+    say(_cost_table(layout, costs))
 
 
 def _verdict(model_dir: Path, layout: "Layout", check: bool) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from streamlm.commands.outputs import expanded
+from streamlm.commands.terminal import say
 from streamlm.extras import EXTRAS, need
 
 
@@ -17,6 +19,7 @@ def init(
     from streamlm.experiment.folder import make_folder
 
     need(*(library for library, extra in EXTRAS.items() if extra == "workflow"))
+    folder = expanded(folder)
     for file in make_folder(folder):
-        typer.echo(str(file))
-    typer.echo(f"Next:\ncd {quote(str(folder))}\nsnakemake -n\nsnakemake --cores 1 all", err=True)
+        say(str(file))
+    say(f"Next:\ncd {quote(str(folder))}\nsnakemake -n\nsnakemake --cores 1 all", err=True)

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from streamlm.commands.inputs import open_inputs
 from streamlm.commands.options import (
     AsJson,
     Compile,
     ComputeOptions,
+    Force,
     MethodName,
     SourceOptions,
     cache_option,
@@ -17,6 +16,8 @@ from streamlm.commands.options import (
     output_option,
     print_json,
 )
+from streamlm.commands.output_types import RECORD
+from streamlm.commands.terminal import say
 from streamlm.config import METHODS, as_asked
 
 TIMED = [name for name, method in METHODS.items() if method.is_timed]
@@ -26,31 +27,48 @@ CAPACITIES, N_SINKS = [1024], [4]
 def latency(
     *,
     source: SourceOptions,
-    method: Annotated[list[MethodName], cache_option(help="Any number of times.")] = TIMED,
+    method: Annotated[
+        list[MethodName], cache_option(metavar="METHOD", help="A method to time; any number of times.")
+    ] = TIMED,
     capacity: Annotated[
         list[int], cache_option(min=1, help="Tokens kept; any number of times.")
     ] = CAPACITIES,
-    n_sink: Annotated[list[int], cache_option(min=1, help="Of streaming; any number of times.")] = N_SINKS,
-    warmup_tokens: Annotated[int, compute_option(min=1, help="Not timed.")] = 4,
-    timed_tokens: Annotated[int, compute_option(min=1, help="In each run.")] = 8,
-    recompute_tokens: Annotated[int, compute_option(min=1, help="In each run of recompute.")] = 1,
-    runs: Annotated[int, compute_option(min=2, help="In which the methods take turns.")] = 5,
+    n_sink: Annotated[
+        list[int], cache_option(min=1, help="Sinks of streaming; any number of times.")
+    ] = N_SINKS,
+    warmup_tokens: Annotated[
+        int, compute_option(min=1, help="Decode this many tokens before timing begins.")
+    ] = 4,
+    timed_tokens: Annotated[int, compute_option(min=1, help="Time this many tokens in each run.")] = 8,
+    recompute_tokens: Annotated[
+        int, compute_option(min=1, help="Time this many tokens in each run of recompute.")
+    ] = 1,
+    runs: Annotated[int, compute_option(min=2, help="Time every method this many times, in turns.")] = 5,
     compute: ComputeOptions,
     compile: Compile = False,
     baseline: Annotated[
         Path | None, output_option(help="Record of an earlier run on this machine, to compare with.")
     ] = None,
     output_dir: Annotated[Path | None, output_option(help="Write a record of each, .json.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Time decoding at a full cache: milliseconds per token, memory."""
     from streamlm.experiment.plan import latency_label
     from streamlm.measure.latency import LatencyConfig, measure_latency
+    from streamlm.records.fields import check_record
     from streamlm.records.files import read_record, write_json
-    from streamlm.records.types import LatencyRecord, check_record
+    from streamlm.records.types import LatencyRecord
     from streamlm.summaries.latency import comparison_line, latency_ratio, latency_rows, same_setting
     from streamlm.summaries.tables import as_markdown
 
+    cases = [(name, n) for name in method for n in (n_sink if METHODS[name].geometry is as_asked else [0])]
+    outputs = source.outputs(force, baseline)
+    labels = sorted({latency_label(name, size, n) for size in capacity for name, n in cases})
+    files = {
+        label: outputs.check(output_dir and output_dir / f"decoding_latency_{label}.json", RECORD)
+        for label in labels
+    }
     inputs = open_inputs(source)
     earlier = None if baseline is None else read_record(baseline)
     if earlier is not None:
@@ -62,7 +80,6 @@ def latency(
         runs=runs,
         compile=compile,
     )
-    cases = [(name, n) for name in method for n in (n_sink if METHODS[name].geometry is as_asked else [0])]
     records = [
         record
         for size in capacity
@@ -70,14 +87,15 @@ def latency(
             **inputs._asdict(), compute=compute, capacity=size, cases=cases, latency=amounts
         )
     ]
-    if output_dir is not None:
-        for record in records:
-            label = latency_label(record["method"], record["capacity"], record["n_sink"])
-            write_json(output_dir / f"decoding_latency_{label}.json", record)
+    for record in records:
+        file = files[latency_label(record["method"], record["capacity"], record["n_sink"])]
+        if file is not None:
+            with file.whole() as path:
+                write_json(path, record)
     pair = None if earlier is None else (same_setting(records, earlier), earlier)
     if as_json:
         print_json({"records": records, "against_baseline": pair and latency_ratio(*pair)})
         return
-    typer.echo(as_markdown(latency_rows(records)))
+    say(as_markdown(latency_rows(records)))
     if pair is not None:
-        typer.echo(f"against {baseline}: {comparison_line(*pair)}")
+        say(f"against {baseline}: {comparison_line(*pair)}")

@@ -1,8 +1,6 @@
 """Options that several commands share, and the groups they come in."""
 
 import json
-import sys
-import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -11,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from streamlm.commands.outputs import Output, Outputs
+from streamlm.commands.terminal import say
 from streamlm.config import METHODS, ROLES, Compute, StreamConfig
 
 PACKAGED = Path("data/models/smollm2-135m-instruct")  # as the workflow makes it
@@ -29,17 +29,25 @@ else:
 
 ModelName = Annotated[
     Path,
-    text_option(help="Folder of a transformers model (safetensors), or hub id, org/name\\[@revision]."),
+    text_option(
+        help="Folder of a transformers model (safetensors), or hub id, org/name\\[@revision].",
+        show_default="the workflow's own, in data/models",
+    ),
 ]
 NSink = Annotated[int, cache_option(min=0, help="First tokens kept (attention sinks).")]
 WindowSize = Annotated[int, cache_option(min=1, help="Recent tokens kept, the current one included.")]
 KvDtype = Annotated[
     Literal["bfloat16", "float16", "int8"] | None,
     cache_option(
-        "--kv-dtype", "--storage", help="Quantise the window's keys and values; sinks stay as they are."
+        "--kv-dtype",
+        "--storage",
+        metavar="DTYPE",
+        help="Quantise the window's keys and values to bfloat16, float16 or int8; sinks stay as they are.",
     ),
 ]
-Device = Annotated[str, compute_option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, compute_option(help="Compute on cpu, cuda, cuda:1 or mps; auto takes a GPU if there is one.")
+]
 Compile = Annotated[
     bool,
     compute_option(
@@ -48,6 +56,9 @@ Compile = Annotated[
     ),
 ]
 AsJson = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else.")]
+Force = Annotated[
+    bool, output_option("--force", help="Replace files that hold something else, without asking.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +71,15 @@ class SourceOptions:
         text_option(
             "--dataset-name",
             "--dataset",
-            help="wikitext or pg19, as stored by the workflow in data/; or hub id, org/name\\[@revision].",
+            help="wikitext or pg19, as stored by the workflow in data/; or hub id, org/name\\[@revision]; "
+            "wikitext if no text is named.",
             autocompletion=lambda: list(ROLES),
         ),
     ] = None
-    dataset_config: Annotated[str | None, text_option(help="Config of the data set on the hub.")] = None
+    dataset_config: Annotated[
+        str | None,
+        text_option(help="Config of the data set on the hub, such as wikitext-103-v1 of wikitext."),
+    ] = None
     dataset_split: Annotated[
         str | None,
         text_option(help="Split of the data set on the hub; test if not given."),
@@ -74,14 +89,33 @@ class SourceOptions:
     add_bos: Annotated[
         bool, text_option("--add-bos", help="Begin the text with the tokenizer's BOS token.")
     ] = False
+    trust_remote_code: Annotated[
+        bool, text_option("--trust-remote-code", help="Accepted and ignored: code of a hub is never run.")
+    ] = False
     max_samples: int | None = None
+
+    @property
+    def sample(self) -> Path:
+        """Where the workflow stores the data set."""
+        return Path("data") / str(self.data_set) / "sample.json"
+
+    def outputs(self, force: bool, *inputs: Path | None) -> Outputs:
+        """Return how outputs are checked beside what these options read, and other inputs."""
+        read = [self.text, self.tokens, self.sample, *inputs]
+        return Outputs(inputs=read, model_dir=self.model_name, force=force)
+
+    @property
+    def data_set(self) -> str | None:
+        """The data set that is read; None where a file is named instead."""
+        is_named = self.text is not None or self.tokens is not None
+        return self.dataset_name if is_named or self.dataset_name is not None else "wikitext"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SourceOptions):
     """A model and a text, or the first documents of it."""
 
-    max_samples: Annotated[int | None, text_option(min=1, help="Take so many documents.")] = None
+    max_samples: Annotated[int | None, text_option(min=1, help="Take at most this many documents.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +138,10 @@ class ComputeOptions(Compute):
 
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "float64"],
-        compute_option(help="Of weights and arithmetic."),
+        compute_option(
+            metavar="DTYPE",
+            help="Number type of weights and arithmetic: float32, bfloat16, float16, float64.",
+        ),
     ] = "float32"
     device: Device = "auto"
 
@@ -114,34 +151,22 @@ class OutputOptions:
     """Where a record goes."""
 
     output: Annotated[Path | None, output_option(help="Write the record, .json.")] = None
+    force: Force = False
     as_json: AsJson = False
 
-    def write(self, record: Any, text: str) -> None:
-        """Write the record where it was asked for; print it as JSON, or its text."""
+    def write(self, output: Output | None, record: Any, text: str) -> None:
+        """Write the record to the checked output; print it as JSON, or its text."""
         from streamlm.records.files import write_json
 
-        if self.output is not None:
-            write_json(self.output, record)
+        if output is not None:
+            with output.whole() as path:
+                write_json(path, record)
         if self.as_json:
             print_json(record)
         else:
-            typer.echo(text)
-
-
-def check_targets(*targets: Path | None) -> None:
-    """Refuse, before hours of work, files that could not be written after them."""
-    given = [target for target in targets if target is not None]
-    if len({target.resolve() for target in given}) < len(given):
-        raise typer.BadParameter(f"two options name the file {given[0]} to write; give each its own")
-    for target in given:
-        if target.is_dir():
-            raise typer.BadParameter(f"{target} is a folder; name a file to write")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):  # shows whether the folder can be written
-            pass
+            say(text)
 
 
 def print_json(content: Any) -> None:
     """Print one JSON document, as the records are written."""
-    json.dump(content, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    say(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))

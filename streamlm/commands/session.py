@@ -12,12 +12,22 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+from typer import BadParameter
 
+from streamlm import limits
+from streamlm.characters import without_steering
+from streamlm.commands.output_types import CONVERSATION
+from streamlm.commands.outputs import Output, Outputs
+from streamlm.commands.terminal import say
+from streamlm.commands.watch_text import OLD_TOKENS, paragraphs
 from streamlm.generate.chat import Conversation
+from streamlm.generate.sampling import Sampling
 from streamlm.records.files import write_json, write_text
 
 HELP = """/reset       forget everything that was said
-/save FILE   write the conversation: as JSON messages if FILE ends in .json, else as text
+/save FILE   write the conversation: as JSON messages if FILE ends in .json, else as text;
+             /save --force FILE replaces a file without asking
+/watch       what is a sink, in the window or forgotten, and where the last token's attention goes
 /help        this
 /exit        leave; so do Ctrl-D, and Ctrl-C pressed twice
 Ctrl-C stops an answer."""
@@ -29,15 +39,27 @@ class PlainScreen:
     """Lines through pipes: answers on stdout, everything else on stderr."""
 
     def ask(self) -> str:
-        """Return the next line; EOFError after the last, UnicodeError if it is not UTF-8."""
-        line = sys.stdin.buffer.readline()
+        """Return the next line; EOFError after the last, UnicodeError if not UTF-8, ValueError if endless."""
+        line = sys.stdin.buffer.readline(limits.LINE_BYTES + 1)
+        if len(line) > limits.LINE_BYTES:
+            raise ValueError(
+                f"a line of the chat has more than {limits.LINE_BYTES:,} bytes; use shorter ones"
+            )
         if not line:
             raise EOFError
         return line.decode().removesuffix("\n").removesuffix("\r")
 
     def note(self, text: str) -> None:
         """Show something that is not an answer."""
-        print(text, file=sys.stderr, flush=True)
+        say(text, err=True)
+
+    def draw(self, text: Text) -> None:
+        """Show a text whose steering characters are escaped."""
+        self.note(text.plain)
+
+    def confirm(self, question: str) -> bool:
+        """Return no: there is nobody to ask."""
+        return False
 
     @contextmanager
     def answering(self) -> Iterator[Show]:
@@ -46,13 +68,14 @@ class PlainScreen:
 
         def show(piece: str, status: str) -> None:
             nonlocal last
-            print(piece, end="", flush=True)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
             last = status
 
         try:
             yield show
         finally:
-            print(flush=True)
+            say("")
             self.note(last)
 
 
@@ -72,17 +95,31 @@ class TerminalScreen:
 
     def note(self, text: str) -> None:
         """Show something that is not an answer."""
-        self.console.print(Text(text, style="dim"))
+        self.console.print(Text(without_steering(text), style="dim"))
+
+    def draw(self, text: Text) -> None:
+        """Show a text whose steering characters are escaped, in its styles."""
+        self.console.print(text)
+
+    def confirm(self, question: str) -> bool:
+        """Return whether yes is typed."""
+        try:
+            return input(f"{without_steering(question)} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
 
     @contextmanager
     def answering(self) -> Iterator[Show]:
         """Show an answer as it comes; only its last row is drawn again, so it may be of any length."""
         row = ""
-        with Live(console=self.console, auto_refresh=False) as live:
+        # What others print meanwhile must not go through rich, past the filter of sys.stdout.
+        with Live(
+            console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        ) as live:
 
             def show(piece: str, status: str) -> None:
                 nonlocal row
-                row += piece.replace("\x1b", "")  # a model must not steer the terminal
+                row += without_steering(piece)
                 *whole, row = split_rows(row, self.console.width)
                 for line in whole:
                     live.console.print(Text(line))
@@ -126,13 +163,25 @@ def caught_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_session(conversation: Conversation, title: str) -> None:
-    """Take turns until the user leaves."""
+def describe_sampling(sampling: Sampling) -> str:
+    """Return how the tokens of answers are chosen, in words."""
+    parts = [f"temperature {sampling.temperature:g}", f"top-p {sampling.top_p:g}"]
+    parts = ["likeliest tokens"] if sampling.temperature == 0 else parts
+    if sampling.top_k and sampling.temperature:
+        parts.append(f"top-k {sampling.top_k}")
+    if sampling.repetition_penalty != 1:
+        parts.append(f"repetition penalty {sampling.repetition_penalty:g}")
+    return ", ".join(parts)
+
+
+def run_session(conversation: Conversation, title: str, model_dir: Path) -> None:
+    """Take turns until the user leaves; nothing is saved in the model's folder."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PlainScreen()
     size = conversation.cache.cfg
     screen.note(
-        f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; /help lists the commands"
+        f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; "
+        f"{describe_sampling(conversation.sampling)}; /help lists the commands"
     )
     if conversation.template.forgets_thoughts:
         screen.note("this chat template leaves out earlier thoughts; here they stay as they were written")
@@ -155,7 +204,7 @@ def run_session(conversation: Conversation, title: str) -> None:
         if line.startswith("/"):
             if line.split()[0] in ("/exit", "/quit"):
                 return
-            run_command(conversation, line, screen)
+            run_command(conversation, line, screen, model_dir)
         elif line.strip():
             try:
                 answer(conversation, line, screen)
@@ -187,7 +236,9 @@ def status(conversation: Conversation, rate: float | None) -> str:
     return line if rate is None else f"{line} · {rate:.1f} tokens/s"
 
 
-def run_command(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
+def run_command(
+    conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen, model_dir: Path
+) -> None:
     """Run a command: a line with a slash."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
@@ -195,11 +246,18 @@ def run_command(conversation: Conversation, line: str, screen: PlainScreen | Ter
         conversation.reset()
         screen.note("everything is forgotten")
     elif command == "/save" and argument:
+        force, name = argument.startswith("--force "), argument.removeprefix("--force ").strip()
+        outputs = Outputs(model_dir=model_dir, force=force, ask=screen.confirm, remedy="/save --force FILE")
         try:
-            save(conversation, Path(argument))
-            screen.note(f"saved {argument}")
-        except (OSError, ValueError) as error:
+            save(conversation, outputs.check(Path(name), CONVERSATION))
+            screen.note(f"saved {name}")
+        except (OSError, ValueError, BadParameter) as error:
             screen.note(f"not saved: {error}")
+    elif command == "/watch":
+        try:
+            screen.draw(paragraphs(*conversation.watch(OLD_TOKENS), conversation.cache.cfg))
+        except ValueError as error:
+            screen.note(f"not shown: {error}")
     elif command == "/help":
         screen.note(HELP)
     else:
@@ -207,10 +265,11 @@ def run_command(conversation: Conversation, line: str, screen: PlainScreen | Ter
         screen.note(f"{known}; /help lists the commands, a space in front says it to the model")
 
 
-def save(conversation: Conversation, target: Path) -> None:
+def save(conversation: Conversation, target: Output) -> None:
     """Write what was said, whole or not at all."""
-    if target.suffix == ".json":
-        write_json(target, conversation.messages)
-        return
     turns = (f"{message['role']}: {message['content']}\n" for message in conversation.messages)
-    write_text(target, "\n".join(turns))
+    with target.whole() as path:
+        if target.asked.suffix == ".json":
+            write_json(path, conversation.messages)
+        else:
+            write_text(path, "\n".join(turns))

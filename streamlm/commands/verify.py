@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from secrets import randbelow
 from typing import Annotated
 
 import typer
@@ -16,6 +17,23 @@ from streamlm.commands.options import (
     print_json,
     text_option,
 )
+from streamlm.commands.terminal import say
+
+
+def _compare(results_dir: Path, expected: Path, as_json: bool) -> None:
+    """Print every number beside its range; raise ValueError if one is outside."""
+    from streamlm.experiment.expected import compare_expected
+
+    found = []
+    for each in compare_expected(results_dir, expected):
+        if not as_json:
+            say(each)
+        found.append(each)
+    if as_json:
+        print_json([asdict(each) | {"holds": each.holds} for each in found])
+    outside = sum(not each.holds for each in found)
+    if outside:
+        raise ValueError(f"{outside} of {len(found)} numbers are not where they are expected")
 
 
 def verify(
@@ -27,16 +45,42 @@ def verify(
     ] = Path("data/tokens"),
     max_tokens: Annotated[
         int,
-        compute_option(min=1, help="Score so many tokens of each record again; more than all is all."),
+        compute_option(
+            min=1,
+            help="Score about this many tokens of each record again, at its beginning, at its end and "
+            "between; dense is always scored whole.",
+        ),
     ] = 2560,
-    seed: Annotated[int, compute_option(min=0, help="Of what is sampled beyond these.")] = 0,
+    seed: Annotated[
+        int | None,
+        compute_option(min=0, help="The same seed samples the same tokens; without, it is drawn."),
+    ] = None,
+    title: Annotated[
+        str | None, text_option(help="True name of the model, as in the config, if its folder has none.")
+    ] = None,
+    kvpress: Annotated[
+        bool,
+        text_option("--kvpress/--no-kvpress", help="Look at the comparison with kvpress too."),
+    ] = True,
     device: Device = "auto",
+    expected: Annotated[
+        Path | None,
+        text_option(
+            help="Compare with the ranges in this file, such as configs/pythia-70m.expected.json, and "
+            "score nothing."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check results that were made elsewhere: score a sample again, follow every number to its losses."""
-    from streamlm.experiment.rescore import passed, verify_results
+    if expected is not None:
+        _compare(results_dir, expected, as_json)
+        return
+    from streamlm.experiment.verdicts import require_passed, verify_results
 
     model_dir, _ = find_model(model_name)
+    # A forger who knew the seed would change only losses that it does not draw.
+    seed = randbelow(2**31) if seed is None else seed
     verdicts = []
     for verdict in verify_results(
         results_dir,
@@ -45,13 +89,12 @@ def verify(
         max_tokens=max_tokens,
         seed=seed,
         device=device,
+        title=title,
+        kvpress=kvpress,
     ):
         if not as_json:
-            typer.echo(verdict)
+            say(verdict)
         verdicts.append(verdict)
     if as_json:
         print_json([asdict(verdict) for verdict in verdicts])
-    if not passed(verdicts):
-        raise ValueError(
-            f"not all is well with {results_dir}: see above what was refuted or never scored again"
-        )
+    require_passed(results_dir, verdicts)

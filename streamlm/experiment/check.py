@@ -1,6 +1,5 @@
 """The check of a config before any job starts: every fault in one report, a line each."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
@@ -9,7 +8,12 @@ from typing import Any
 
 import yaml
 
-from streamlm.experiment.faults import did_you_mean, repeated_keys, schema_faults, show, without
+from streamlm import limits
+from streamlm.cache.folder import read_object
+from streamlm.characters import find_steering
+from streamlm.config import SHARE_QUERIES
+from streamlm.experiment.config_file import check_file, repeated_keys
+from streamlm.experiment.faults import KeyPath, did_you_mean, key_name, schema_faults, show, without
 from streamlm.experiment.plan import MODEL_FILES, Config, model_folder
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
 
@@ -26,13 +30,16 @@ def check_config(
         files: the files that it was read from, to find keys that they repeat.
         command_line: what `--config` set; Snakemake reads all values inside a section there as text.
     """
-    found = schema_faults(config, _schema())
+    read = [file for file in files if Path(file).is_file()]  # not a pipe, which can be read but once
+    for file in read:
+        check_file(file)
+    found = schema_faults(config, read_schema())
     sound = {**without(config, {fault.unsound for fault in found if fault.unsound is not None})}
     for section in {"models", "corpora"} & sound.keys():  # a faulty entry can still be referred to
         sound[section] = {name: {} for name in config[section]} | sound[section]
-    lines = {line for file in files for line in repeated_keys(file)}
+    lines = {line for file in read for line in repeated_keys(file)}
     lines |= {fault.line for fault in found}
-    lines |= set(_contradictions(sound))
+    lines |= set(_contradictions(sound)) | set(_steering(sound))
     if lines:
         report = ["the config has faults:", *(f"  {line}" for line in sorted(lines))]
         if sections := [name for name, value in (command_line or {}).items() if isinstance(value, dict)]:
@@ -44,8 +51,21 @@ def check_config(
 
 
 @cache
-def _schema() -> Any:
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+def read_schema() -> Any:
+    """Return the schema of a config, its limits filled in."""
+    return _with_limits(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+
+
+LIMITED = ("maximum", "maxItems", "maxLength", "maxProperties")
+
+
+def _with_limits(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: getattr(limits, rule) if key in LIMITED and isinstance(rule, str) else _with_limits(rule)
+        for key, rule in schema.items()
+    }
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -54,6 +74,18 @@ def _contradictions(config: Config) -> Iterator[str]:
         values = [_value(config, key) for key in keys]
         if None not in values:  # a missing value has a fault of its own in the report
             yield from check(*values)
+
+
+def _steering(value: Any, path: KeyPath = ()) -> Iterator[str]:
+    """Yield a line for every text with a character that steers; names reach terminals and reports."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _steering(part, (*path, key))
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _steering(part, (*path, i))
+    elif isinstance(value, str) and (steering := find_steering(value)):
+        yield f"{key_name(path)}: {show(value)} has the character {steering}; take it out"
 
 
 def _value(config: Any, key: str) -> Any:
@@ -72,6 +104,11 @@ def _names(key: str, section: str, used: list[str] | str, entries: Config) -> It
         if name not in entries:
             known, meant = ", ".join(map(str, entries)), did_you_mean(name, entries)
             yield f"{key}: {show(name)} is not under {section}; {meant}use one of {known} or add it"
+
+
+def _others(names: list[str], model: str) -> Iterator[str]:
+    if model in names:
+        yield f"paper.models: {show(model)} is experiment.model, which is there anyway; leave it out"
 
 
 def _paths(section: str, used: list[str] | str, entries: Config) -> Iterator[str]:
@@ -109,6 +146,16 @@ def _titles(used: list[str], entries: Config) -> Iterator[str]:
     for title, names in owners.items():
         if title is not None and len(names) > 1:
             yield f"corpora: {show(title)} is the title of {' and '.join(names)}; give each its own title"
+
+
+def _formulas(section: str, entries: Config) -> Iterator[str]:
+    for name, entry in entries.items():
+        title = entry.get("title")
+        if str(title).count("$") > 1:
+            yield (
+                f"{section}.{name}.title: {show(title)} has two $, between which many programs that show "
+                "tables and figures set a formula; use one at most"
+            )
 
 
 def _formats(entries: Config) -> Iterator[str]:
@@ -162,6 +209,19 @@ def _largest_cache(section: str, settings: Config) -> int | None:
     return largest
 
 
+def _fills(key: str, capacity: int, n_tokens: int) -> Iterator[str]:
+    if capacity >= n_tokens - 1:
+        yield f"{key}: {n_tokens} tokens never fill a cache of {capacity}; raise it or take a smaller one"
+
+
+def _context(n_sink: int, context_tokens: int) -> Iterator[str]:
+    if context_tokens < n_sink + SHARE_QUERIES:
+        yield (
+            f"paper.sink_mass.context_tokens: {context_tokens} leave no room for {n_sink} sinks and the "
+            f"{SHARE_QUERIES} tokens that are looked at; raise it"
+        )
+
+
 def _presses(n_sink: int, presses: list[str]) -> Iterator[str]:
     good: list[str] = []
     for text in presses:
@@ -204,10 +264,15 @@ def _compared_window(capacity: int, n_sink: int) -> Iterator[str]:
 # A check and the keys whose values it takes.
 CHECKS: tuple[tuple[Any, ...], ...] = (
     (partial(_names, "experiment.model", "models"), "experiment.model", "models"),
+    (partial(_names, "paper.models", "models"), "paper.models", "models"),
     (partial(_names, "experiment.corpora", "corpora"), "experiment.corpora", "corpora"),
+    (_others, "paper.models", "experiment.model"),
     (partial(_paths, "models"), "experiment.model", "models"),
+    (partial(_paths, "models"), "paper.models", "models"),
     (partial(_paths, "corpora"), "experiment.corpora", "corpora"),
     (_titles, "experiment.corpora", "corpora"),
+    (partial(_formulas, "models"), "models"),
+    (partial(_formulas, "corpora"), "corpora"),
     (_formats, "corpora"),
     *(
         (partial(_windows, section), f"{section}.{sinks}", f"{section}.capacities")
@@ -216,6 +281,13 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
             ("long_stream", "n_sink"),
             ("decoding_latency", "n_sinks"),
         ]
+    ),
+    (partial(_windows, "paper.positions"), "long_stream.n_sink", "paper.positions.capacities"),
+    (partial(_windows, "paper.sink_mass"), "paper.sink_mass.n_sink", "paper.sink_mass.capacity"),
+    (_context, "paper.sink_mass.n_sink", "paper.sink_mass.context_tokens"),
+    *(
+        (partial(_fills, f"paper.sink_mass.{key}"), "paper.sink_mass.capacity", f"paper.sink_mass.{key}")
+        for key in ("context_tokens", "stream_tokens")
     ),
     (_long_run_window, "decoding_latency.n_sinks", "decoding_latency.long_run.capacity"),
     (partial(_length, "experiment", "max_eval_tokens"), "experiment"),
@@ -236,8 +308,8 @@ def warn_beyond_training(config: Config) -> Iterator[str]:
     """
     name = config["experiment"]["model"]
     try:
-        described = json.loads((Path(model_folder(config, name)) / "config.json").read_bytes())
-    except (OSError, ValueError):
+        described = read_object(Path(model_folder(config, name)) / "config.json")
+    except ValueError:
         return  # not made yet or damaged; the job that loads it reports that
     key = "max_position_embeddings"
     trained = _value(described, f"text_config.{key}") or _value(described, key)

@@ -1,15 +1,13 @@
-"""The faults that a schema and YAML itself find in a config, one line each: key, value, rule, remedy."""
+"""The faults that a schema finds in a config, one line each: key, value, rule, remedy."""
 
 import math
 import re
 import reprlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonschema
-import yaml
 
 Schema = Mapping[str, Any]
 KeyPath = tuple[Hashable, ...]  # keys from the top of a config down
@@ -133,6 +131,8 @@ def _line(error: Any, schema: Schema) -> str:
         case "uniqueItems":
             twice = [show(item) for i, item in enumerate(error.instance) if item in error.instance[:i]]
             return f"{key}: {value} names {', '.join(twice)} twice; name each once"
+        case "maxItems" | "maxProperties":
+            return f"{key}: {value} has {len(error.instance):,} items; use {error.validator_value} or fewer"
         case "maximum":
             return f"{key}: {value} is too large; use {error.validator_value} or less"
         case "type":
@@ -203,47 +203,3 @@ def show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return _SHORT.repr(value).replace("\n", " ")
-
-
-def check_syntax(file: Path | str) -> None:
-    """Raise ValueError if a file exists that is not YAML with keys at its top."""
-    if not Path(file).exists():
-        return
-    try:
-        config = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.FullLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = "" if mark is None else f" line {mark.line + 1}, column {mark.column + 1}"
-        raise ValueError(f"{file}{where}: not valid YAML: {error.problem}; correct it there") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        reason = str(error).replace("\n", " ")
-        raise ValueError(f"{file}: cannot be read: {reason}; write it as YAML in UTF-8") from None
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{file}: {show(config)} is not a config; write keys at its top, like the project's config.yaml"
-        )
-
-
-def repeated_keys(file: Path | str) -> Iterator[str]:
-    """Yield a line for every key written twice in a section of a YAML file, of which only the last counts."""
-    if not Path(file).is_file():
-        return
-    try:
-        top = yaml.compose(Path(file).read_text(encoding="utf-8"))
-    except yaml.YAMLError:  # JSON with tabs, which Snakemake reads
-        return
-    pending: list[tuple[KeyPath, Any]] = [((), top)]
-    seen = set()
-    while pending:
-        path, node = pending.pop(0)
-        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
-            continue
-        seen.add(id(node))  # an alias is the same node again
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            pending.append(((*path, name), value))
-            first = lines.setdefault(name, line)
-            if first != line:
-                full = key_name((*path, name))
-                yield f"{full}: written twice in {file}, lines {first} and {line}; keep one of them"

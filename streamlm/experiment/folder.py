@@ -13,6 +13,7 @@ SNAKEFILE = SOURCE / "Snakefile"
 SETTINGS = (
     "config.yaml",
     "configs/pythia-70m.yaml",
+    "configs/pythia-70m.expected.json",
     "profiles/default/config.yaml",
     "workflow/profiles/slurm/config.yaml",
 )
@@ -39,6 +40,7 @@ def make_folder(folder: Path) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; name another one")
+    folder.resolve().mkdir(parents=True, exist_ok=True)  # a link to a folder that is not there yet stays
     files = [folder / name for name in ("Snakefile", *SETTINGS)]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)

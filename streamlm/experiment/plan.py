@@ -42,13 +42,19 @@ SHARED = ("window", "streaming")  # methods whose runs are points of ablations a
 
 def method_label(method: str, cfg: StreamConfig) -> str:
     """Return the name of the run of a method that keeps `cfg`."""
+    if method == "text_positions":
+        return f"text_positions_{run_label(cfg)}"
     return run_label(cfg) if method in SHARED else method
 
 
 def method_labels(config: Config) -> dict[str, str]:
     """Return the run of each method of the main comparison."""
     asked, n_tokens = main_geometry(config), config["experiment"]["max_eval_tokens"]
-    return {name: method_label(name, method.geometry(asked, n_tokens)) for name, method in METHODS.items()}
+    return {
+        name: method_label(name, method.geometry(asked, n_tokens))
+        for name, method in METHODS.items()
+        if method.is_compared
+    }
 
 
 def _bounded(cfg: StreamConfig) -> Method:
@@ -80,9 +86,9 @@ def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
         return run(method, method.geometry(main, n_tokens), n_tokens, **compute)
 
     runs = {"dense": dense(n_tokens)}
-    for name, method in METHODS.items():
+    for name in method_labels(config):
         if name not in ("dense", *SHARED):
-            runs[name] = run(method, main, n_tokens)
+            runs[name] = run(METHODS[name], main, n_tokens)
     shared = [METHODS[name].geometry(main, n_tokens) for name in SHARED]
     for cfg in (*shared, *window_ablation(config), *sink_ablation(config)):
         runs[run_label(cfg)] = run(_bounded(cfg), cfg, n_tokens)
@@ -90,6 +96,15 @@ def plan_runs(config: Config) -> dict[str, dict[str, Any]]:
     for cfg in long_stream(config):
         length = n_long if cfg.n_sink else n_short
         runs[f"long_{run_label(cfg)}"] = run(_bounded(cfg), cfg, length, dtype=long["dtype"])
+    runs["long_recompute"] = run(METHODS["recompute"], long_stream(config)[-1], n_long, dtype=long["dtype"])
+    runs["long_recompute"] |= {"positions": config["paper"]["recompute_positions"]}
+    for cfg in (geometries := positions_geometries(config)):
+        in_text = run(METHODS["text_positions"], cfg, n_long, dtype=long["dtype"])
+        runs[f"long_{run_label(cfg)}"] = run(_bounded(cfg), cfg, n_long, dtype=long["dtype"])
+        runs[f"long_{method_label('text_positions', cfg)}"] = in_text
+    smallest, yarn = f"text_positions_{run_label(geometries[0])}", config["paper"]["positions"]["yarn"]
+    if yarn is not None:
+        runs[f"long_yarn_{smallest}"] = runs[f"long_{smallest}"] | {"yarn": yarn}
     return runs
 
 
@@ -98,6 +113,40 @@ def long_stream(config: Config) -> list[StreamConfig]:
     long = config["long_stream"]
     sizes = [(0, max(long["capacities"])), *((long["n_sink"], size) for size in sorted(long["capacities"]))]
     return [StreamConfig(n_sink=n_sink, window_size=size - n_sink) for n_sink, size in sizes]
+
+
+def positions_geometries(config: Config) -> list[StreamConfig]:
+    """Return what is scored with positions in the cache and in the text, along the long stream."""
+    n_sink = config["long_stream"]["n_sink"]
+    sizes = sorted(config["paper"]["positions"]["capacities"])
+    return [StreamConfig(n_sink=n_sink, window_size=size - n_sink) for size in sizes]
+
+
+def positions_labels(config: Config) -> dict[str, list[str]]:
+    """Return the runs with positions in the cache and in the text; the smallest, last, is stretched too."""
+    geometries = positions_geometries(config)
+    in_text = [f"long_{method_label('text_positions', cfg)}" for cfg in geometries]
+    if config["paper"]["positions"]["yarn"] is not None:
+        in_text.append(f"long_yarn_{method_label('text_positions', geometries[0])}")
+    return {"in_cache": [f"long_{run_label(cfg)}" for cfg in geometries], "in_text": in_text}
+
+
+def methods_along_labels(config: Config) -> list[str]:
+    """Return the runs of every method along the long stream, streaming last."""
+    largest = long_stream(config)[-1]
+    window = METHODS["window"].geometry(largest, 0)
+    return ["long_dense", f"long_{run_label(window)}", "long_recompute", f"long_{run_label(largest)}"]
+
+
+def results_of(config: Config, model: str) -> str:
+    """Return the folder of the results of a model; for another than the experiment's, one inside of it."""
+    results: str = config["results_dir"]
+    return results if model == config["experiment"]["model"] else f"{results}/models/{model}"
+
+
+def sink_mass_sizes(config: Config) -> dict[str, int]:
+    """Return what is read there, as `SinkMassConfig` takes it."""
+    return {key: value for key, value in config["paper"]["sink_mass"].items() if key != "dtype"}
 
 
 def long_stream_labels(config: Config) -> list[str]:

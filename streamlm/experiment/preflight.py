@@ -59,7 +59,7 @@ def check_results_dir(config: Config, *, writable: bool) -> None:
 
 
 # What a rule needs that the extra `workflow` does not bring.
-LIBRARIES = {"measure_compression": "kvpress", "measure_decoding": "kvpress", "fetch_sample": "datasets"}
+LIBRARIES = {"measure_compression": "kvpress", "measure_decoding": "kvpress", "fetch_sample": "pyarrow"}
 
 
 def check_libraries(rules: Collection[str]) -> None:

@@ -1,14 +1,15 @@
 """Whether the records that people read follow from the run records that they were made of."""
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from streamlm.config import StreamConfig
+from streamlm.config import METHODS, StreamConfig
+from streamlm.experiment.follow import bootstrap_of, compare_json, find_inside
 from streamlm.experiment.plan import method_label
+from streamlm.records.fields import check_record
 from streamlm.records.files import read_record
+from streamlm.records.paper import MethodsAlongRecord, PositionsRecord, SinkMassRecord
 from streamlm.records.types import (
     AblationRecord,
     ComparisonRecord,
@@ -16,78 +17,16 @@ from streamlm.records.types import (
     Record,
     ResultRecord,
     RunRecord,
-    check_record,
 )
-from streamlm.stats import BootstrapConfig, after_token, describe_losses, sample_difference
+from streamlm.stats import BootstrapConfig
 from streamlm.summaries.long_stream import collect_long_stream
-from streamlm.summaries.main import Run, collect_ablation, collect_result
+from streamlm.summaries.main import collect_ablation, collect_result
+from streamlm.summaries.methods_along import collect_methods_along
+from streamlm.summaries.positions import collect_positions
 from streamlm.summaries.presses import collect_comparison, read_compression, read_decoding
+from streamlm.summaries.sink_mass import collect_sink_mass
 
-ROUNDING = 1e-6  # of a float, relative: sums over losses may be taken in another order elsewhere
-
-
-class Refuted(Exception):
-    """A number in a record is not what it is said to be."""
-
-
-def compare_json(expected: Any, found: Any, where: str = "") -> None:
-    """Compare two JSON values; floats may differ by a relative `ROUNDING`.
-
-    Raises:
-        Refuted: if they differ, with the place and both values.
-        ValueError: if they have other fields: then another version of the code wrote one of them.
-    """
-    if isinstance(expected, dict) and isinstance(found, dict):
-        if other := sorted(expected.keys() ^ found.keys()):
-            raise ValueError(
-                f"{where or 'the record'} does not have the fields of this version of streamlm ({other[0]}); "
-                "verify with the version that made it"
-            )
-        for key in expected:
-            compare_json(expected[key], found[key], f"{where}.{key}".strip("."))
-    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for i, pair in enumerate(zip(expected, found, strict=True)):
-            compare_json(*pair, f"{where}[{i}]")
-    elif isinstance(expected, float) and isinstance(found, (int, float)):
-        if not math.isclose(expected, found, rel_tol=ROUNDING, abs_tol=ROUNDING):
-            raise Refuted(f"{where} is {found}, and {expected} by what it was made of")
-    elif expected != found:
-        raise Refuted(f"{where} is {found!r}, and {expected!r} by what it was made of")
-
-
-def follow_run(run: Run) -> None:
-    """Recompute what a run record says of its losses.
-
-    Raises:
-        Refuted: if it says something else.
-        ValueError: if it is a record of another version.
-    """
-    record, losses, scores = run.record, run.losses, run.record["streaming"]
-    cfg, capacity, sample = bootstrap_of(record), record["capacity"], record.get("recomputed")
-    if record["tokens"]["scored"] != len(losses):
-        raise Refuted(
-            f"it has {record['tokens']['scored']} losses by its record, and {len(losses)} beside it"
-        )
-    if sample is not None and sample["positions"]:
-        positions, recomputed = sample["positions"], sample["losses_nats"]
-        if len(positions) != len(recomputed) or not max(positions) < len(losses):
-            raise Refuted(f"it has {len(recomputed)} recomputed losses that do not fit its positions")
-        spacing = (len(losses) - capacity) / len(positions)
-        difference = sample_difference(recomputed - losses[positions].astype("f8"), spacing, cfg)
-        names = ("difference_nats", "difference_interval")
-        compare_json(
-            [difference.mean, [difference.low, difference.high]],
-            [sample[name] for name in names],
-            "recomputed",
-        )
-    expected = describe_losses(losses, cfg, correction=run.correction)
-    expected["after_eviction"] = after_token(losses, capacity, cfg, run.correction)
-    compare_json(expected, {key: scores[key] for key in expected}, "streaming")
-
-
-def bootstrap_of(record: Record) -> BootstrapConfig:
-    """Return the settings of the intervals in a run record."""
-    return BootstrapConfig(**record["bootstrap"])
+COLLECTED = ("positions", "methods_along", "sink_mass")  # of the records in paper/; the others are measured
 
 
 def follow_summary(results: Path, path: Path) -> None:
@@ -107,7 +46,8 @@ def follow_summary(results: Path, path: Path) -> None:
 
 def summaries(results: Path) -> list[Path]:
     """Return the paths of the summary records under `results`."""
-    return sorted([*(results / "streaming_llm").glob("*.json"), *(results / "kvpress").glob("*_*.json")])
+    patterns = ("streaming_llm/*.json", "kvpress/*_*.json", *(f"paper/*_{name}.json" for name in COLLECTED))
+    return sorted(path for pattern in patterns for path in results.glob(pattern))
 
 
 def _baseline(results: Path, corpus: str, found: Record) -> Record:
@@ -119,19 +59,48 @@ def _result(results: Path, corpus: str, found: Record) -> Record:
         method: results / "runs" / corpus / f"{_label(method, part)}.json"
         for method, part in found["methods"].items()
     }
-    return collect_result(runs, bootstrap_of(read_record(runs["dense"])))
+    if wrong := sorted((runs.keys() - METHODS.keys()) | ({"dense", "streaming"} - runs.keys())):
+        raise ValueError(f"its methods are not those of this version of streamlm ({wrong[0]})")
+    return collect_result(runs, _intervals_of(runs["dense"]))
 
 
 def _long_stream(results: Path, corpus: str, found: Record) -> Record:
     paths = [results / "runs" / corpus / f"long_{_label(row['method'], row)}.json" for row in found["rows"]]
-    return collect_long_stream(paths, bootstrap_of(read_record(paths[-1])))
+    _check_any(paths)
+    return collect_long_stream(paths, _intervals_of(paths[-1]))
 
 
-def _ablation(results: Path, _: str, found: Record) -> Record:
+def _methods_along(results: Path, corpus: str, found: Record) -> Record:
+    paths = [results / "runs" / corpus / f"long_{_label(row['method'], row)}.json" for row in found["rows"]]
+    _check_any(paths)
+    return collect_methods_along(paths, _intervals_of(paths[-1]))
+
+
+def _positions(results: Path, corpus: str, found: Record) -> Record:
+    runs = results / "runs" / corpus
+    in_text = [
+        runs / f"long_{'yarn_' if 'yarn' in row else ''}{_label('text_positions', row)}.json"
+        for row in found["rows"]
+    ]
+    _check_any(in_text)
+    in_cache = dict.fromkeys(runs / f"long_{_label('streaming', row)}.json" for row in found["rows"])
+    return collect_positions([*in_cache], in_text, _intervals_of(in_text[-1]))
+
+
+def _sink_mass(results: Path, corpus: str, found: Record) -> Record:
+    mass = read_record(results / "paper" / "runs" / f"{corpus}_sink_mass.json")
+    return collect_sink_mass(mass, read_record(results / "streaming_llm" / "ablation_n_sink.json"))
+
+
+def _ablation(results: Path, kind: str, found: Record) -> Record:
     dense = {read_record(path)["dataset"]: path for path in sorted((results / "runs").glob("*/dense.json"))}
+    datasets = [*found["baseline"], *(row["dataset"] for row in found["rows"])]
+    if unknown := [dataset for dataset in datasets if dataset not in dense]:
+        raise ValueError(f"there is no dense run of {unknown[0]!r}")
     runs = [dense[row["dataset"]].parent / f"{_label('streaming', row)}.json" for row in found["rows"]]
     texts = [dense[dataset] for dataset in found["baseline"]]
-    return collect_ablation(found["ablation"], texts, runs, bootstrap_of(read_record(runs[0])))
+    _check_any(runs)
+    return collect_ablation(kind, texts, runs, _intervals_of(runs[0]))
 
 
 def _comparison(part: int) -> Callable[[Path, str, Record], Record]:
@@ -139,13 +108,29 @@ def _comparison(part: int) -> Callable[[Path, str, Record], Record]:
 
     def collect(results: Path, corpus: str, found: Record) -> Record:
         folder = results / "kvpress"
-        labels = read_record(folder / f"{corpus}_comparison.json")["methods"]
-        runs = {label: read_compression(folder / "runs" / f"{label}.json") for label in labels}
+        comparison = read_record(folder / f"{corpus}_comparison.json")
+        check_record(comparison, ComparisonRecord, "the comparison of the text")
+        runs = {
+            label: read_compression(find_inside(folder / "runs", f"{label}.json"))
+            for label in comparison["methods"]
+        }
         decoding = read_decoding(folder / "decoding.json")
         cfg = bootstrap_of(decoding.record)
         return collect_comparison(runs, decoding, found["dataset"], found["capacity"], cfg)[part]
 
     return collect
+
+
+def _check_any(runs: list[Path]) -> None:
+    if not runs:
+        raise ValueError("it has no rows")
+
+
+def _intervals_of(run: Path) -> BootstrapConfig:
+    """Return the settings of the intervals in the record of a run."""
+    record = read_record(run)
+    check_record(record, RunRecord, str(run))
+    return bootstrap_of(record, record["tokens"]["scored"])
 
 
 def _label(method: str, part: Record) -> str:
@@ -159,6 +144,9 @@ _COLLECTORS: dict[str, tuple[type, _Collect]] = {
     "streaming_llm/(.+)_baseline": (RunRecord, _baseline),
     "streaming_llm/(.+)_result": (ResultRecord, _result),
     "streaming_llm/(.+)_long_stream": (LongStreamRecord, _long_stream),
+    "paper/(.+)_positions": (PositionsRecord, _positions),
+    "paper/(.+)_methods_along": (MethodsAlongRecord, _methods_along),
+    "paper/(.+)_sink_mass": (SinkMassRecord, _sink_mass),
     "streaming_llm/(.+)_comparison": (ComparisonRecord, _comparison(2)),
     "kvpress/(.+)_result": (ComparisonRecord, _comparison(0)),
     "kvpress/(.+)_comparison": (ComparisonRecord, _comparison(1)),

@@ -1,255 +1,165 @@
-"""Check the results of one machine on another: rescore a sample, follow every number to its losses."""
+"""A run scored again, whole or in a sample of stretches: its beginning, one anywhere, its end."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from streamlm.config import Compute, StreamConfig, find_method
-from streamlm.experiment.recollect import Refuted, follow_run, follow_summary, summaries
-from streamlm.measure.open_model import OpenedModel, open_model
-from streamlm.measure.scorers import SCORERS, Task
-from streamlm.measure.scoring import recompute_losses, score_stream
-from streamlm.records.files import hash_ids
+from streamlm.cache.sink_cache import SinkCache
+from streamlm.config import StreamConfig, find_method
+from streamlm.experiment.follow import Refuted, bootstrap_of
+from streamlm.measure.open_model import OpenedModel
+from streamlm.measure.scorers import SCORERS, Scored, Task, describe_layers, with_recomputed
+from streamlm.measure.scoring import draw_positions, recompute_losses, score_stretches
 from streamlm.records.types import Record
-from streamlm.sources.corpus import read_tokens
-from streamlm.stats import BootstrapConfig
-from streamlm.summaries.main import Run, read_run
+from streamlm.summaries.main import Run
 
-# Nats by which one loss may differ between two right machines. Of float32, other sizes of block moved losses
-# by 3e-5 and another implementation by 1e-4. bfloat16 rounds so coarsely that right implementations were 0.66
-# apart at a token; float16 rounds eight times finer; a window in int8 may round to a neighbour. There the
-# mean is held too.
-TOLERANCES = {"float64": 1e-6, "float32": 1e-3, "float16": 0.3, "bfloat16": 1.5, "int8": 1.5}
-MEAN_TOLERANCE = 0.03  # of the mean difference, over 100 losses or more
-FAR_TOKENS = 64  # the fewest that are worth reading a stretch far down the stream for
-RECOMPUTED = 2  # windows that are computed from scratch for a `recompute` record
-
-CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
+# Of a stream that is sampled: its beginning, a stretch in the middle and its end.
+STRETCHES = 3
+MIN_WINDOWS = 3  # recomputed for a `recompute` record, whatever it takes: the first, the last, one between
+NO_WINDOWS: Record = {"positions": [], "losses_nats": []}  # of a run that is no `recompute`
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was found about one record."""
+class SampleSize:
+    """How much of a run is scored again."""
 
-    name: str
-    outcome: str
-    why: str
-    rescored: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.outcome}: {self.why}"
+    max_tokens: int  # passes are whole, so it may be more
+    seed: int
 
 
-def passed(verdicts: Sequence[Verdict]) -> bool:
-    """Return whether nothing was refuted, and at least one record was confirmed by scoring again."""
-    return all(verdict.outcome != REFUTED for verdict in verdicts) and any(
-        verdict.outcome == CONFIRMED and verdict.rescored for verdict in verdicts
+def task_of(run: Run, ids: np.ndarray, opened: OpenedModel) -> Task:
+    """Return what was scored, as a record has it."""
+    record, method = run.record, find_method(run.record["method"])
+    recorded = asked = StreamConfig(n_sink=record["n_sink"], window_size=record["window_size"])
+    if "recomputed" in record:
+        asked = _parse_geometry(record["recomputed"]["paired_with"])
+    elif method.is_sampled:
+        raise ValueError(f"how {method.name} is sampled is not known to verify")
+    kept = method.geometry(asked, len(ids))
+    if (kept.n_sink, kept.window_size) != (recorded.n_sink, recorded.window_size):
+        raise Refuted(f"it keeps {recorded}, and {kept} by its method, {method.name}")
+    storage, dtype = record["storage"], record["environment"]["dtype"]
+    return Task(
+        model=opened.model,
+        ids=ids,
+        method=method,
+        asked=asked,
+        bootstrap=bootstrap_of(record, len(ids)),
+        kv_dtype=None if storage == dtype else storage,
+        yarn=record.get("yarn"),
+        n_positions=len(record.get("recomputed", NO_WINDOWS)["positions"]),
     )
 
 
-def verify_results(
-    results: Path,
-    *,
-    model_dir: Path,
-    tokens_dir: Path,
-    max_tokens: int,
-    seed: int = 0,
-    device: str = "auto",
-) -> Iterator[Verdict]:
-    """Yield a verdict on every record of an experiment, as it is found.
-
-    Of a run, the perplexities must follow from the losses beside the record, and a sample of the losses from
-    the model and the tokens: those of the first `max_tokens` tokens, of a seeded stretch far down the stream
-    where that can be reached exactly with as many tokens (see `far_stretch`), and some recomputed windows.
-    Summaries must be what is made of the runs. A time cannot be checked elsewhere.
-
-    Args:
-        results: the `results_dir` of an experiment.
-        model_dir: the model that it was made with.
-        tokens_dir: holds the ids of its texts, `.npy`, at any depth; they are found by their hash.
-        max_tokens: rescored for a record, at most.
-        seed: of the sample.
-        device: name of a torch device.
-
-    Raises:
-        ValueError: if there are no run records.
-    """
-    runs = sorted((results / "runs").glob("*/*.json"))
-    if not runs:
-        raise ValueError(
-            f"{results} has no records runs/TEXT/RUN.json; name the results_dir of an experiment"
-        )
-    load = cache(lambda dtype: open_model(model_dir, Compute(dtype=dtype, device=device)))
-    files = sorted(tokens_dir.rglob("*.npy"))
-    followed = summaries(results)
-    for path in runs:
-        check = partial(_check_run, path, load, files, max_tokens, seed)
-        yield _verdict(str(path.relative_to(results)), check, rescored=True)
-    for path in followed:
-        yield _verdict(str(path.relative_to(results)), partial(_check_summary, results, path))
-    # Not of experiments that have their results_dir in this one: they are verified by themselves.
-    others = {*results.glob("*.json"), *results.glob("kvpress/**/*.json")} - {*followed}
-    for path in sorted(others):
-        why = "it holds times, or losses under kvpress: measure them here and compare"
-        yield Verdict(str(path.relative_to(results)), UNCHECKED, why)
+def _parse_geometry(text: str) -> StreamConfig:
+    found = re.fullmatch(r"(\d{1,18})\+(\d{1,18})", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"{text!r} is not what a run keeps, such as 4+1024")
+    return StreamConfig(n_sink=int(found[1]), window_size=int(found[2]))
 
 
-def _verdict(name: str, check: Callable[[], str], *, rescored: bool = False) -> Verdict:
-    try:
-        return Verdict(name, CONFIRMED, check(), rescored)
-    except Refuted as error:
-        return Verdict(name, REFUTED, str(error))
-    except ValueError as error:
-        return Verdict(name, UNCHECKED, str(error))
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What was scored again of a run: losses of the stream, then recomputed windows."""
+
+    queries: np.ndarray  # (T + M,)
+    losses: np.ndarray  # (T + M,) nats
+    recorded_windows: np.ndarray  # (M,) nats, in the record
+    scored: Scored  # its memory and protocol
+
+    @property
+    def n_losses(self) -> int:
+        """Losses of the stream, T."""
+        return len(self.queries) - len(self.recorded_windows)
 
 
-def _check_summary(results: Path, path: Path) -> str:
-    follow_summary(results, path)
-    return "it follows from the records of the runs"
-
-
-def _check_run(
-    path: Path, load: Callable[[str], OpenedModel], files: Sequence[Path], max_tokens: int, seed: int
-) -> str:
-    """Return what was confirmed about a run.
-
-    Raises:
-        Refuted: if a loss or a perplexity is another.
-        ValueError: if that cannot be found out.
-    """
-    run = read_run(path)
-    follow_run(run)
-    ids = _find_ids(run.record, files)
-    opened = load(run.record["environment"]["dtype"])
-    count, apart = 0, 0.0
-    for queries, rescored in _rescore(opened, ids, run, max_tokens, seed):
-        apart = max(apart, _compare(run, queries, rescored))
-        count += len(queries)
-    n_windows, windows_apart = _check_recomputed(opened, ids, run, max_tokens, seed)
-    evicted = run.record["capacity"] < min(max_tokens, len(run.losses)) or run.record["method"] == "dense"
-    note = "" if evicted or n_windows else ", none past the first eviction; raise --max-tokens"
-    sample = f", and {n_windows} windows recomputed" if n_windows else ""
-    return (
-        f"{count} of {len(run.losses)} losses rescored{sample}, at most "
-        f"{max(apart, windows_apart):.1e} nats apart{note}"
+def rescore(task: Task, run: Run, sample_size: SampleSize) -> Sample:
+    """Score a run again, or a sample of it."""
+    section = run.record.get("recomputed", NO_WINDOWS)
+    if task.method.name in SCORERS and "recomputed" not in run.record:
+        scored = SCORERS[task.method.name](task)
+        queries, losses = np.arange(len(scored.losses)), scored.losses
+    else:
+        cfg = task.asked if "recomputed" in run.record else task.cfg
+        stretches = draw_stretches(len(task.ids) - 1, sample_size.max_tokens, sample_size.seed)
+        queries, losses, cache = score_stretches(task.model, task.ids, cfg, stretches, kv_dtype=task.kv_dtype)
+        scored = _with_memory(losses, cache)
+    positions = draw_positions(len(task.ids), task.cfg.capacity, task.n_positions, task.bootstrap.seed)
+    if positions.tolist() != section["positions"] or len(section["losses_nats"]) != len(positions):
+        raise Refuted("its recomputed positions are not those that its seed draws")
+    chosen = draw_windows(len(positions), sample_size.max_tokens // task.cfg.capacity, sample_size.seed)
+    if len(chosen):
+        windows, cache = recompute_losses(task.model, task.ids, positions[chosen], task.cfg.capacity)
+        scored = _with_memory(losses, cache)
+        losses = np.concatenate((losses, windows))
+    return Sample(
+        queries=np.concatenate((queries, positions[chosen])),
+        losses=losses,
+        recorded_windows=np.array(section["losses_nats"], np.float64)[chosen],
+        scored=scored,
     )
 
 
-def _find_ids(record: Record, files: Sequence[Path]) -> np.ndarray:
-    """Return the tokens that a record is about."""
-    count, sha256 = record["tokens"]["count"], record["tokens"]["sha256"]
-    for file in files:
-        ids = read_tokens(file)[:count]
-        if len(ids) == count and hash_ids(ids) == sha256:
-            return ids
-    raise ValueError(
-        f"none of the {len(files)} files of tokens begins with its {count} (sha256 {sha256[:12]}...); make "
-        "them with `snakemake data/tokens/MODEL/TEXT.npy`, or name their folder with --tokens-dir"
+def _with_memory(losses: np.ndarray, cache: SinkCache) -> Scored:
+    return Scored(
+        losses=losses,
+        runtime_sec=None,
+        tokens_per_sec=0.0,
+        kv_tokens=cache.mean_held,
+        kv_bytes=cache.nbytes,
+        layers=describe_layers(cache),
     )
 
 
-def _rescore(
-    opened: OpenedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield queries (T,) of a run, and their losses as rescored, (T,)."""
-    record, n_losses, model = run.record, len(run.losses), opened.model
-    method = find_method(record["method"])
-    cfg = StreamConfig(n_sink=record["n_sink"], window_size=record["window_size"])
-    quantised = record["storage"] != record["environment"]["dtype"]
-    kv_dtype = record["storage"] if quantised else None
-    count = min(max_tokens, n_losses)
-    if method.name in SCORERS and not method.is_sampled:
-        bootstrap = BootstrapConfig(**record["bootstrap"])
-        task = Task(
-            model=model,
-            ids=ids[: count + 1],
-            method=method,
-            asked=cfg,
-            kv_dtype=kv_dtype,
-            bootstrap=bootstrap,
-        )
-        yield np.arange(count), SCORERS[method.name](task).losses
-        return
-    if "recomputed" in record:  # its losses are those of the streaming pass that it is paired with
-        n_sink, window_size = map(int, record["recomputed"]["paired_with"].split("+"))
-        cfg = StreamConfig(n_sink=n_sink, window_size=window_size)
-    losses, _ = score_stream(model, ids[: count + 1], cfg, kv_dtype=kv_dtype)
-    yield np.arange(count), losses
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    stretch = None if quantised else far_stretch(n_losses, cfg, n_layers, max_tokens, seed)
-    if stretch is not None:
-        first, start = stretch
-        spliced = np.concatenate((ids[: cfg.n_sink], ids[start : start + max_tokens + 1]))
-        losses, _ = score_stream(model, spliced, cfg)
-        queries = np.arange(first, min(start + max_tokens, n_losses))
-        yield queries, losses[cfg.n_sink + first - start :][: len(queries)]
-
-
-def far_stretch(
-    n_losses: int, cfg: StreamConfig, n_layers: int, max_tokens: int, seed: int
-) -> tuple[int, int] | None:
-    """Return a seeded query past the first `max_tokens`, and the token from which reading makes it exact.
-
-    A layer looks back less than the capacity, so nothing further than `n_layers` times that before a query
-    reaches it, but for the sinks: they see only each other, and have the same distance wherever the cache is
-    full. Put in front of a later part of the stream, they are as they were.
-
-    Args:
-        n_losses: of the stream.
-        cfg: of the cache.
-        n_layers: of the model.
-        max_tokens: that may be read.
-        seed: of the choice.
-
-    Returns:
-        None if so few tokens do not reach, or if nothing is left.
-    """
-    reach = max(n_layers * (cfg.capacity - 1), cfg.capacity)
-    last = n_losses - FAR_TOKENS
-    if reach + FAR_TOKENS > max_tokens or last <= max_tokens:
+def rescore_wide(
+    task: Task, run: Run, sample_size: SampleSize, open_as: Callable[[str, float | None], OpenedModel]
+) -> np.ndarray | None:
+    """Return the same sample in the next wider type and without quantised storage; None if there is none."""
+    dtype = run.record["environment"]["dtype"]
+    if dtype == "float64" and task.kv_dtype is None:
         return None
-    first = int(np.random.default_rng(seed).integers(max_tokens, last))
-    return first, first - reach
+    wider = open_as("float32" if dtype in ("float16", "bfloat16") else "float64", task.yarn)
+    return rescore(replace(task, model=wider.model, kv_dtype=None), run, sample_size).losses
 
 
-def _check_recomputed(
-    opened: OpenedModel, ids: np.ndarray, run: Run, max_tokens: int, seed: int
-) -> tuple[int, float]:
-    """Recompute some windows of a `recompute` record; return how many, and the largest difference."""
-    sample, capacity = run.record.get("recomputed"), run.record["capacity"]
-    if sample is None or not sample["positions"] or capacity > max_tokens:
-        return 0, 0.0
-    positions, losses = np.array(sample["positions"]), np.array(sample["losses_nats"])
-    chosen = np.random.default_rng(seed).permutation(len(positions))[:RECOMPUTED]
-    recomputed, _ = recompute_losses(opened.model, ids, positions[chosen], capacity)
-    return len(chosen), _compare(Run(run.record, losses), chosen, recomputed, positions[chosen])
+def draw_stretches(n_losses: int, max_tokens: int, seed: int) -> list[tuple[int, int]]:
+    """Return the queries to score again, as (first, one after the last): all, if so many may be.
 
-
-def _compare(run: Run, where: np.ndarray, rescored: np.ndarray, queries: np.ndarray | None = None) -> float:
-    """Return the largest difference of losses `rescored`, (T,), to those of a run at `where`, (T,).
-
-    Raises:
-        Refuted: if it is larger than rounding explains.
+    Else the beginning, a stretch anywhere, and the end, a third of `max_tokens` each. Every query between has
+    the same chance, which is that third of all at least.
     """
-    environment, storage = run.record["environment"], run.record["storage"]
-    tolerance = max(TOLERANCES[environment["dtype"]], TOLERANCES[storage])
-    found, queries = run.losses[where].astype(np.float64), where if queries is None else queries
-    difference = np.abs(found - rescored)
-    wrong = np.flatnonzero(~(difference <= tolerance))  # NaN is wrong
-    if len(wrong):
-        i = wrong[0]
-        raise Refuted(
-            f"the loss of token {queries[i] + 1} is {found[i]:.6f} nats in the record and {rescored[i]:.6f} "
-            f"rescored ({len(wrong)} of {len(where)} differ by more than {tolerance:g}); a number was "
-            "changed, or it was made with another model"
-        )
-    mean = float(np.mean(found - rescored))
-    if len(where) >= 100 and abs(mean) > MEAN_TOLERANCE:
-        raise Refuted(
-            f"the mean of {len(where)} losses is {found.mean():.6f} nats in the record and "
-            f"{rescored.mean():.6f} rescored, further apart than {MEAN_TOLERANCE}"
-        )
-    return float(difference.max())
+    if n_losses <= max(max_tokens, STRETCHES):
+        return [(0, n_losses)]
+    size = max(1, max_tokens // STRETCHES)
+    first = int(np.random.default_rng(seed).integers(1, n_losses - size))
+    return [(0, size), (first, first + size), (n_losses - size, n_losses)]
+
+
+def draw_windows(n_windows: int, count: int, seed: int) -> np.ndarray:
+    """Return which windows to recompute, ascending: the first, the last, and others drawn by the seed."""
+    if n_windows <= max(count, MIN_WINDOWS):
+        return np.arange(n_windows)
+    between = 1 + np.random.default_rng(seed).permutation(n_windows - 2)[: max(count, MIN_WINDOWS) - 2]
+    return np.sort(np.concatenate(([0, n_windows - 1], between)))
+
+
+def with_times_of(task: Task, scored: Scored, run: Run) -> Scored:
+    """Return what was scored with the losses and times of the record, and what follows from them."""
+    section, outcome = run.record.get("recomputed"), run.record["streaming"]
+    seconds, speed = outcome["runtime_sec"], outcome["tokens_per_sec"]
+    if section is not None and section["positions"]:
+        seconds = None
+    elif seconds is None or not seconds > 0:
+        raise Refuted(f"its runtime_sec is {seconds}, which is no time")
+    else:
+        speed = len(run.losses) / seconds
+    if not speed > 0:
+        raise Refuted(f"its tokens_per_sec is {speed}, which is no speed")
+    timed = replace(scored, losses=run.losses, runtime_sec=seconds, tokens_per_sec=speed)
+    if section is None:
+        return timed
+    return with_recomputed(
+        task, timed, np.array(section["positions"], np.int64), np.array(section["losses_nats"], np.float64)
+    )

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping
-from itertools import cycle
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -14,9 +13,9 @@ from streamlm.figures.style import (
     BAND_STYLE,
     COLUMN,
     DENSE_STYLE,
-    LINE_STYLES,
     RC_PARAMS,
     describe,
+    distinct_styles,
     error_arms,
     finish,
     scale_perplexity,
@@ -32,7 +31,7 @@ def plot_ablation(
     """Return two panels per text; `x` and `line` are a key and its label, `at` the x of each value."""
     texts, rows = ablation["baseline"], ablation["rows"]
     figure = Picture((COLUMN * len(texts), 5.0))
-    styles = dict(zip(sorted({row[line[0]] for row in rows}), cycle(LINE_STYLES), strict=False))
+    styles = dict(zip(sorted({row[line[0]] for row in rows}), distinct_styles(), strict=False))
     for (upper, lower), text in zip(figure.subplots(2, len(texts), squeeze=False).T, texts, strict=True):
         dense = texts[text]["common"]
         upper.axhspan(*dense["perplexity_interval"], **BAND_STYLE)

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure as Picture
 from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import RC_PARAMS, draw_table
 from streamlm.records.types import Record
-from streamlm.summaries.presses import comparison_rows, describe_comparison, refusals
+from streamlm.summaries.press_findings import describe_comparison, notes_on_presses
+from streamlm.summaries.presses import comparison_rows
 
 
 @matplotlib.rc_context(RC_PARAMS)
 def plot_comparison_metrics_table(comparisons: Sequence[Record]) -> Picture:
     """Return the table of `comparison_rows` as a picture."""
-    notes = [*describe_comparison(comparisons[0]), *refusals(comparisons[0])]
+    notes = [*describe_comparison(comparisons[0]), *notes_on_presses(comparisons[0])]
     return draw_table(FIGURE.title, comparison_rows(comparisons), 3, notes)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamlm.config import ROLES
+from streamlm.records.fields import check_record
 from streamlm.records.files import read_record
-from streamlm.records.types import ComparisonRecord, Record, ResultRecord, check_record
+from streamlm.records.types import ComparisonRecord, LatencyRecord, Record, ResultRecord
 from streamlm.summaries.tables import Row
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ class Records:
     Args:
         pattern: of their paths in a results folder; in the rules {corpus} is every text of the experiment.
         record_type: the TypedDict of their fields.
-        before: pattern of others that are taken first, sorted by capacity and sinks.
+        before: pattern of latency records that are taken first, sorted by capacity and sinks.
+        of_models: whether those of every model of the experiment are taken, each in its results folder.
     """
 
     pattern: str
     record_type: Any
     before: str = ""
+    of_models: bool = False
 
     def read(self, results_dir: Path) -> list[Record]:
         """Return the records in a results folder, of the packaged texts first; none if they are missing.
@@ -34,19 +37,23 @@ class Records:
         Raises:
             ValueError: if a record is of another version of streamlm.
         """
-        paths = sorted(results_dir.glob(self.pattern.format(corpus="*")), key=_text_order)
+        folders = [results_dir, *sorted(results_dir.glob("models/*"))] if self.of_models else [results_dir]
+        pattern = self.pattern.format(corpus="*")
+        paths = [path for folder in folders for path in sorted(folder.glob(pattern), key=_text_order)]
         records = [read_record(path) for path in paths]
         for path, record in zip(paths, records, strict=True):
             check_record(record, self.record_type, str(path))
         if not records or not self.before:
             return records
         others = [read_record(path) for path in results_dir.glob(self.before)]
+        for record in others:
+            check_record(record, LatencyRecord, f"one of {self.before}")
         return sorted(others, key=lambda record: (record["capacity"], record["n_sink"])) + records
 
 
 def _text_order(path: Path) -> tuple[int, str]:
     role = path.name.partition("_")[0]
-    return (ROLES.index(role) if role in ROLES else len(ROLES)), path.name
+    return (list(ROLES).index(role) if role in ROLES else len(ROLES)), path.name
 
 
 @dataclass(frozen=True, kw_only=True)

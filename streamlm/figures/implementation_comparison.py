@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
+from matplotlib.ticker import StrMethodFormatter
 
 from streamlm.figures.entry import COMPARISONS, Figure
 from streamlm.figures.style import (
@@ -28,7 +29,8 @@ from streamlm.figures.style import (
 from streamlm.presses.grammar import STREAMLM
 from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable
-from streamlm.summaries.presses import describe_comparison, findings, method_name
+from streamlm.summaries.press_findings import describe_comparison, findings
+from streamlm.summaries.presses import method_name
 from streamlm.summaries.tables import Row, with_interval
 
 BARS = (  # title, unit, key, interval
@@ -45,8 +47,8 @@ def plot_implementation_comparison(comparisons: Sequence[Record]) -> Picture:
     decodings = [record["decoding"] for record in comparisons]
     styles = styles_of(list(decodings[0]["methods"]))
     n_bars = len(styles) * len(decodings)
-    figure = Picture((max(PAGE, 1.1 + 0.58 * n_bars), 7.4))
-    panels = figure.subplots(3, 2).flat
+    figure = Picture((max(PAGE, 1.1 + 0.35 * n_bars), 8.6))
+    panels = list(figure.subplot_mosaic("AAA;BBB;CCC;DEF").values())
     for axes, (title, unit, key, interval) in zip(panels[:3], BARS, strict=True):
         _plot_bars(axes, decodings, styles, key, interval)
         axes.set(title=title, ylabel=unit)
@@ -54,8 +56,8 @@ def plot_implementation_comparison(comparisons: Sequence[Record]) -> Picture:
     n_sink, decoded = decodings[0]["n_sink"], decodings[0]["decoded"]
     n_recent = decoded["capacity"] - 1 - n_sink
     for axes, key, what in (
-        (panels[4], "sinks", f"sinks kept, of {n_sink}"),
-        (panels[5], "recent", f"recent tokens kept, of {n_recent:,}"),
+        (panels[4], "sinks", f"sinks, of {n_sink}"),
+        (panels[5], "recent", f"recent, of {n_recent:,}"),
     ):
         _plot_survivors(axes, decodings[0], styles, key)
         axes.set(title=f"First layer: {what}", ylabel="tokens", xlabel="tokens decoded", ylim=(0, None))
@@ -105,9 +107,11 @@ def _plot_equality(axes: Axes, decodings: Sequence[Record], styles: Mapping[str,
         axes.plot(x, np.maximum(values, 1e-9), **{**styles[label], "linestyle": "", "markersize": 6})
     axes.axhline(1e-4, **DENSE_STYLE)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # a power of ten would be a formula
     label_line(axes, 1e-4, "equal up to rounding below")
-    axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], 24) for d in decodings])
-    axes.set(title="Largest difference of a loss to streamlm's", ylabel="nats", xlabel="text")
+    width = max(8, 28 // len(decodings))  # characters of a name below a narrow panel
+    axes.set_xticks(range(len(decodings)), [textwrap.fill(d["dataset"], width) for d in decodings])
+    axes.set(title="Largest loss difference to streamlm", ylabel="nats", xlabel="text")
     axes.set(xlim=(-0.5, len(decodings) - 0.5))
 
 
@@ -147,10 +151,11 @@ FIGURE = Figure(
     title="streamlm and kvpress, decoding token by token",
     short_title="Beside kvpress: decoding",
     caption="""
-streamlm and NVIDIA kvpress, decoding token by token with {comparison[capacity]} entries kept.
-**What to see**: that kvpress used faithfully gives streamlm's losses up to rounding (middle right), and
-what kvpress as it is still keeps of the sinks and of the recent tokens after some rounds of eviction
-(bottom).
+streamlm and NVIDIA kvpress, decoding token by token with {comparison[capacity]} entries kept. kvpress is
+its DecodingPress over StreamingLLMPress at an interval of ours (its own default is 512); "re-rotated" is
+inside a KeyRerotationPress; "in order" keeps the entries in the order of the text, without rotation.
+**What to see**: that re-rotated kvpress gives streamlm's losses up to rounding (middle right), and what
+the others still keep of the sinks and of the recent tokens after some rounds of eviction (bottom).
 
 **Measured** with {model} on {comparison[decode][tokens]} decoded tokens of {texts}, the methods in turns
 on the same machine; the bottom row is of {first_text}.""",

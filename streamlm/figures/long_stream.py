@@ -8,14 +8,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Picture
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from streamlm.config import METHODS, as_asked
 from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     COLUMN,
     DENSE_STYLE,
-    LIMIT_STYLE,
     LINE_PATTERNS,
     RC_PARAMS,
     Style,
@@ -24,6 +22,7 @@ from streamlm.figures.style import (
     label_limit,
     method_style,
     scale_perplexity,
+    show_tokens_seen,
     use_log_scale,
 )
 from streamlm.records.types import LongStreamRecord, Record
@@ -57,9 +56,9 @@ def plot_long_stream(streams: Sequence[Record]) -> Picture:
                 difference.plot(x, row["part_difference_nats"], **style)
             memory.plot(x, [size / 2**20 for size in row["kv_bytes"]], **style)
         trained = stream["trained_length"]
+        for axes in column:
+            show_tokens_seen(axes, trained)
         if trained is not None:
-            for axes in column:
-                axes.axvline(trained, **LIMIT_STYLE)
             label_limit(memory, trained, f"trained to {trained:,}")
         scale_perplexity(perplexity)
         use_log_scale(memory)
@@ -68,9 +67,6 @@ def plot_long_stream(streams: Sequence[Record]) -> Picture:
             ylabel=f"loss - loss of {reference}, nats", title=f"Each {stream['part']} tokens, paired"
         )
         memory.set(ylabel="keys and values, MiB", title="Memory")
-        for axes in column:
-            axes.set(xlabel="tokens seen", xlim=(0, None))
-            axes.xaxis.set(major_locator=MaxNLocator(4), major_formatter=StrMethodFormatter("{x:,.0f}"))
     handles = [Line2D([], [], **style, label=label) for label, style in styles.items()]
     counts = [stream["tokens"]["count"] for stream in streams]
     dense = streams[0]["rows"][0]["tokens_seen"][-1]

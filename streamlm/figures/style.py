@@ -1,7 +1,7 @@
 """How every figure looks: style, colours, the lines below it, and how it reaches the disk."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
 from streamlm.config import Method
 from streamlm.records.files import atomic_path
@@ -36,6 +36,7 @@ RC_PARAMS: dict[Any, Any] = {
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e2e2e2", "grid.linewidth": 0.5,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
     "hatch.linewidth": 0.6, "errorbar.capsize": 2, "lines.linewidth": 1.2, "lines.markersize": 4,
+    "text.parse_math": False,  # the $ of a name is a letter
     "pdf.fonttype": 42,  # letters as letters: journals refuse matplotlib's usual Type 3
 }  # fmt: skip
 
@@ -61,6 +62,8 @@ LIMIT_STYLE: Style = {"color": RULE, "linestyle": ":", "linewidth": 0.8, "zorder
 BAND_STYLE: Style = {"color": "#ededed", "zorder": 0.5}
 UNSEEN_STYLE: Style = {"color": "#f2f2f2"}
 PEAK_STYLE: Style = {"linestyle": ":", "markerfacecolor": "white"}
+REST_STYLE: Style = {"color": INK, "linestyle": ":", "marker": ""}  # of what is left beside a line
+MAP_COLOURS = {"logits": "viridis_r", "weights": "Greys"}  # darker is more, in grey as in colour
 ERROR_STYLE: Style = {"color": "black", "linewidth": 0.8}
 SMALL_STYLE: Style = {"fontsize": SMALL, "va": "top"}
 NUMBER_STYLE: Style = {
@@ -87,6 +90,15 @@ def method_style(method: Method) -> Style:
 def method_bar(method: Method) -> Style:
     """Return how bars of a method are filled."""
     return bar_style(method_style(method), method.hatch)
+
+
+def distinct_styles() -> Iterator[Style]:
+    """Yield styles of lines without end: `LINE_STYLES`, then others; of 36, no two are equal."""
+    yield from LINE_STYLES
+    colors = cycle((ORANGE, PURPLE, SKY, "#000000"))
+    markers, patterns = cycle("vDPX*<>hd"), cycle(LINE_PATTERNS)
+    for color, marker, pattern in zip(colors, markers, patterns, strict=False):
+        yield {"color": color, "marker": marker, "linestyle": pattern}
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, Style]:
@@ -156,6 +168,14 @@ def label_limit(axes: Axes, place: float, text: str) -> None:
     )  # fmt: skip
 
 
+def show_tokens_seen(axes: Axes, trained: int | None = None) -> None:
+    """Label the x axis of a stream; draw the length that a model was trained to, if there is one."""
+    axes.set(xlabel="tokens seen", xlim=(0, None))
+    axes.xaxis.set(major_locator=MaxNLocator(4), major_formatter=StrMethodFormatter("{x:,.0f}"))
+    if trained is not None:
+        axes.axvline(trained, **LIMIT_STYLE)
+
+
 def finish(figure: Figure, title: str, handles: Sequence[Artist], notes: Sequence[str]) -> None:
     """Put a title and one legend above the panels, and notes below them."""
     width, height = figure.get_size_inches()
@@ -223,20 +243,29 @@ def draw_table(title: str, table: Sequence[Row], n_words: int, notes: Sequence[s
     return figure
 
 
-WITHOUT = {"pdf": ("Creator", "Producer", "CreationDate"), "png": ("Software",)}  # what would differ
+# A mark by which commands know a figure of ours, in place of what would differ.
+MARKS: dict[str, dict[str, str | None]] = {
+    "pdf": {"Creator": "streamlm", "Producer": None, "CreationDate": None},
+    "png": {"Software": "streamlm"},
+}
 
 
-def save_figure(target: Path | str, figure: Figure) -> None:
+def save_figure(target: Path | str, figure: Figure, suffix: str | None = None) -> None:
     """Write a figure as its suffix says, whole or not at all; the same figure gives the same bytes.
+
+    Args:
+        target: the file.
+        figure: what is drawn.
+        suffix: that of the target if not given.
 
     Raises:
         ValueError: if the suffix is neither .png nor .pdf.
     """
-    kind = Path(target).suffix.removeprefix(".")
-    if kind not in WITHOUT:
+    kind = (Path(target).suffix if suffix is None else suffix).removeprefix(".")
+    if kind not in MARKS:
         raise ValueError(f"a figure is written as .png or .pdf, got {target}")
     with atomic_path(target) as path, matplotlib.rc_context(RC_PARAMS):
-        figure.savefig(path, format=kind, dpi=300, metadata=dict.fromkeys(WITHOUT[kind]))
+        figure.savefig(path, format=kind, dpi=300, metadata=MARKS[kind])
 
 
 def save_figures(targets: Sequence[Path | str], figure: Figure) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from streamlm.figures.entry import Figure
 from streamlm.records.files import write_text
 from streamlm.records.types import Record
+from streamlm.summaries.escape import escape_csv, escape_latex
 from streamlm.summaries.main import describe_setting
 from streamlm.summaries.tables import GROUPS, Row, as_text, heading, shown_columns
 
@@ -42,20 +43,11 @@ def write_tables(figure: Figure, name: str, records: Sequence[Record], targets: 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Return the numbers of a table, whole."""
-    return str(pd.DataFrame(rows).convert_dtypes().to_csv(index=False, lineterminator="\n"))
+    cells = [{name: escape_csv(value) for name, value in row.items()} for row in rows]
+    return str(pd.DataFrame(cells).convert_dtypes().to_csv(index=False, lineterminator="\n"))
 
 
-LATEX = {
-    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
 NO_WIDER = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}"  # than the page
-
-
-def escape_latex(text: str) -> str:
-    """Return a text as LaTeX sets it letter by letter."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def as_latex(rows: Sequence[Row], name: str, caption: str) -> str:

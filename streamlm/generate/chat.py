@@ -1,16 +1,23 @@
 """A conversation of any length over one `SinkCache`: every turn feeds only its new tokens."""
 
+import copy
+import signal
+import threading
+from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from streamlm.cache.folder import reason_of
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.generate.sampling import Sampler, Sampling, Writing, next_logits, stop_ids
+from streamlm.generate.watching import WatchedToken, token_texts, watch_token
+from streamlm.limits import TEMPLATE_CHARACTERS, TEMPLATE_REPEATS, TEMPLATE_SECONDS
 from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
 Message = dict[str, str]  # role and content, as chat templates take them
@@ -93,11 +100,15 @@ class ChatTemplate:
 
     def _render(self, messages: list[Message], *, answer: bool = True) -> str:
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answer
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{self._name()} refuses the conversation: {error}") from error
+            with limited(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=answer
+                )
+        except Exception as error:  # a template is code, in a sandbox
+            raise ValueError(f"{self._name()} refuses the conversation: {reason_of(error)}") from error
+        said = sum(len(message["content"]) for message in messages)
+        if not isinstance(text, str) or len(text) > TEMPLATE_CHARACTERS + TEMPLATE_REPEATS * said:
+            raise ValueError(f"{self._name()} gives more than a conversation; take another model")
         return text
 
     def _encode(self, text: str) -> list[int]:
@@ -135,6 +146,25 @@ class ChatTemplate:
         return max(MIN_SINKS, len(self._encode(system)))
 
 
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer; in the main thread only, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it takes longer than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Conversation:
     """Turns over one cache.
 
@@ -166,8 +196,9 @@ class Conversation:
     def reset(self) -> None:
         """Forget everything that was said."""
         self.cache.reset()
-        self.sampler = Sampler(self.sampling)
+        self.sampler = Sampler(self.sampling, self.cache.cfg, self.stop_ids)
         self.messages: list[Message] = list(self.template.start)
+        self.fed = array("q")  # token ids of the stream
         self.unread: list[int] = []  # of the stream, not fed yet
 
     def ask(self, user: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
@@ -182,6 +213,7 @@ class Conversation:
         turn = self.template.turn(user) if has_begun else self.template.opening(user)
         check_vocabulary(np.array(turn), vocab_size(self.model))
         self.unread += turn
+        self.sampler.read(turn)
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": user}, answer]
         writing = Writing(
@@ -191,6 +223,7 @@ class Conversation:
         while not stopped():
             block = torch.tensor([self.unread[:chunk]], device=self.model.device)
             logits = next_logits(self.model, self.cache, block)
+            self.fed.extend(self.unread[:chunk])
             self.unread = self.unread[chunk:]
             if self.unread:
                 continue
@@ -202,3 +235,23 @@ class Conversation:
             yield piece
             if writing.ended_by is not None:
                 return
+
+    def watch(self, n_old: int) -> tuple[WatchedToken, list[str]]:
+        """Return where the attention of the token goes that is read next, and the texts of all up to it.
+
+        It is the last one drawn, or the first of what closes an answer. A copy of the cache reads it.
+
+        Args:
+            n_old: forgotten tokens that have their text; those between them and the sinks have an empty one.
+
+        Raises:
+            ValueError: if nothing was read yet, or the cache has codes of a quantised window on a GPU.
+        """
+        if not self.fed:
+            raise ValueError("nothing was said yet")
+        ids = [*self.fed, (self.unread or self.template.turn(ASKED["content"]))[0]]
+        token = watch_token(self.model, copy.deepcopy(self.cache), ids[-1])
+        n_sink, tokenizer = self.cache.cfg.n_sink, self.template.tokenizer
+        first = max(n_sink, len(ids) - self.cache.cfg.capacity - n_old)
+        sinks, recent = token_texts(tokenizer, ids[:n_sink]), token_texts(tokenizer, ids[first:])
+        return token, [*sinks, *[""] * (first - n_sink), *recent]

@@ -1,5 +1,6 @@
 """Text written by a prepared model, token by token, in a cache of constant size."""
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,17 @@ from transformers import PreTrainedModel
 
 from streamlm.cache.forward import cache_argument
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.config import StreamConfig
+from streamlm.limits import (
+    BATCH_TOKENS,
+    MAX_PENALTY,
+    MAX_TEMPERATURE,
+    MIN_PENALTY,
+    MIN_TEMPERATURE,
+    MIN_TOP_P,
+    SEED,
+    TOKENS,
+)
 from streamlm.measure.scoring import CHUNK, check_vocabulary, vocab_size
 
 HALF = "\ufffd"  # what a decoder makes of the first bytes of a character
@@ -27,25 +39,62 @@ class Sampling:
     temperature: float  # 0 takes the likeliest token
     top_p: float  # draw from the likeliest tokens that together have this probability
     seed: int
+    top_k: int = 0  # draw from so many likeliest tokens; 0 from all
+    repetition_penalty: float = 1.0  # above 1 makes tokens in the cache less likely; 1 leaves them
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:  # nor what is no number
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}; 0 takes the likeliest token")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p must be above 0 and at most 1, got {self.top_p}; 1 draws from all tokens"
-            )
+        for name, low, high, neutral in (
+            ("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE, "0 takes the likeliest token"),
+            ("top_p", MIN_TOP_P, 1, "1 draws from all tokens"),
+            ("top_k", 0, TOKENS, "0 draws from all tokens"),
+            ("repetition_penalty", MIN_PENALTY, MAX_PENALTY, "1 penalises nothing"),
+            ("seed", -SEED, SEED, "0 is as good as any"),
+        ):
+            value = getattr(self, name)
+            is_number = type(value) is int or (type(value) is float and name not in ("top_k", "seed"))
+            is_greedy = name == "temperature" and value == 0
+            if not is_number or not (low <= value <= high or is_greedy):
+                raise ValueError(f"{name} must be from {low} to {high}, got {value!r:.40}; {neutral}")
 
 
 class Sampler:
-    """Draws of one stream of text, which the seed determines."""
+    """Draws of one stream of text, which the seed determines.
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
+    Args:
+        sampling: how tokens are drawn.
+        cfg: geometry of the cache that the stream is read into.
+        never_penalised: tokens that repetition does not make less likely, such as the end of an answer.
+    """
+
+    def __init__(self, sampling: Sampling, cfg: StreamConfig, never_penalised: Collection[int] = ()) -> None:
+        self.sampling, self.never_penalised = sampling, set(never_penalised)
         self.generator = torch.Generator().manual_seed(sampling.seed)
+        self.n_sink = cfg.n_sink
+        self.sinks: list[int] = []
+        self.window: deque[int] = deque(maxlen=cfg.window_size)
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Take note of tokens that are fed to the cache."""
+        self.sinks += ids[: self.n_sink - len(self.sinks)]
+        self.window.extend(ids)
+
+    def _penalised(self, logits: Tensor) -> Tensor:
+        """Return logits (V,) in which the tokens in the cache are less likely.
+
+        Source: Keskar et al., CTRL (arXiv:1909.05858), section 4.1; negative logits are multiplied, as
+        transformers does.
+        """
+        penalty = self.sampling.repetition_penalty
+        if penalty == 1:
+            return logits
+        repeated = sorted({*self.sinks, *self.window} - self.never_penalised)
+        before, logits = logits[repeated], logits.clone()
+        logits[repeated] = torch.where(before > 0, before / penalty, before * penalty)
+        return logits
 
     def __call__(self, logits: Tensor) -> int:
         """Return the next token by its logits, (V,)."""
+        logits = self._penalised(logits)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -53,6 +102,9 @@ class Sampler:
         # Of the differences: a tiny temperature would make every logit infinite.
         chances = torch.softmax((logits - logits.max()) / self.sampling.temperature, dim=0)
         chances, order = chances.sort(descending=True)
+        if self.sampling.top_k:
+            chances[self.sampling.top_k :] = 0
+            chances /= chances.sum()
         chances[chances.cumsum(0) - chances >= self.sampling.top_p] = 0  # the likeliest always stays
         return int(order[torch.multinomial(chances, 1, generator=self.generator)])
 
@@ -118,6 +170,7 @@ class Writing:
             self.ended_by = "stop token"
             return self._show(self._pending)
         self.tokens.append(token)
+        self.sampler.read([token])
         text = self._pending + self.stream.push(token)
         ends = [start for stop in self.stop_texts if (start := text.find(stop)) >= 0]
         if ends:
@@ -160,7 +213,7 @@ def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Se
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     is_padded = not bool(mask.all())
-    chunk = cache.longest_pass(CHUNK)
+    chunk = cache.longest_pass(min(CHUNK, max(1, BATCH_TOKENS // len(prompts))))
     for block, visible in zip(ids.split(chunk, 1), mask.split(chunk, 1), strict=True):
         logits = next_logits(model, cache, block, visible if is_padded else None)
     return logits
@@ -178,6 +231,8 @@ def continue_prompts(
         writings: one for each prompt.
     """
     logits = _read_prompts(model, cache, prompts)
+    for writing, prompt in zip(writings, prompts, strict=True):
+        writing.sampler.read(prompt)
     active = list(writings)
     while True:
         for row, writing in enumerate(active):

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, Compute, StreamConfig, find_method
+from streamlm.limits import REPEATS
 from streamlm.measure.decoders import Decoder, make_decoder, measure_cache, time_steps
 from streamlm.measure.memory import held_bytes, measure_rise
 from streamlm.measure.open_model import open_model
@@ -40,7 +41,7 @@ class LatencyConfig:
     """How much is decoded, in tokens.
 
     Raises:
-        ValueError: if a number is too small.
+        ValueError: if a number is too small or too large.
     """
 
     warmup_tokens: int  # before the first run, not timed
@@ -55,6 +56,8 @@ class LatencyConfig:
             smallest = 2 if name == "runs" else 1
             if value < smallest:
                 raise ValueError(f"{name} must be >= {smallest}, got {value}")
+            if value > REPEATS:
+                raise ValueError(f"{name} must be <= {REPEATS:,}, got {value:,}; time fewer")
 
 
 @torch.inference_mode()

@@ -1,8 +1,9 @@
 """Open a model to measure it: threads, device and number type as asked, and the beginning of its records."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,9 @@ from streamlm.config import Compute
 from streamlm.measure.device import choose_device, device_name, parse_dtype, use_threads
 from streamlm.measure.scoring import vocab_size
 from streamlm.provenance import describe_environment
+from streamlm.records.names import check_name
 from streamlm.records.types import Environment
+from streamlm.stats import BootstrapConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ class OpenedModel:
             "products": products_of(self.model),
         }
 
+    def describe(
+        self, module: str, dataset: str, protocol: str, bootstrap: BootstrapConfig
+    ) -> dict[str, Any]:
+        """Return what a record on one text says first; `module` is the file that measures."""
+        return {
+            "model": self.title,
+            "trained_length": self.trained_length,
+            "dataset": dataset,
+            "protocol": protocol,
+            "confidence": bootstrap.confidence,
+            "bootstrap": asdict(bootstrap),
+            "environment": {**self.environment(module), "seed": bootstrap.seed},
+        }
+
     @property
     def trained_length(self) -> int | None:
         """Positions that the model was trained to, if its config says."""
@@ -56,6 +73,7 @@ def open_model(
     title: str | None = None,
     prepared: bool = True,
     compile: bool = False,
+    yarn: float | None = None,
 ) -> OpenedModel:
     """Return the model in `folder`, ready to be measured.
 
@@ -65,16 +83,17 @@ def open_model(
         title: true name of the model, if its folder does not say it.
         prepared: for `SinkCache`; else for the caches of transformers.
         compile: whether single tokens go through a compiled step, if it is prepared.
+        yarn: see `load_model`.
 
     Raises:
-        ValueError: if there is no such model, type or device, or it cannot be prepared.
+        ValueError: if there is no such model, type or device, or it cannot be prepared or named.
     """
     use_threads(compute.torch_threads)
     device = choose_device(compute.device)
     load = partial(load_model, compile=compile) if prepared else read_model
-    model = load(folder, dtype=parse_dtype(compute.dtype), device=device)
+    model = load(folder, dtype=parse_dtype(compute.dtype), device=device, yarn=yarn)
     return OpenedModel(
         model,
-        model_title(model) if title is None else title,
+        check_name(title or model_title(model) or Path(folder).resolve().name, f"the model in {folder}"),
         Compute(dtype=compute.dtype, device=device, torch_threads=compute.torch_threads),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamlm.config import Compute, Method, StreamConfig, find_method
+from streamlm.config import Compute, Method, StreamConfig, everything, find_method
 from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.open_model import OpenedModel, open_model
 from streamlm.measure.scorers import Scored, Task, score
@@ -27,6 +27,7 @@ def options_of(run: Record) -> dict[str, Any]:
         "cfg": StreamConfig(**run["cfg"]),
         "compute": Compute(**run["compute"]),
         "positions": run["positions"],
+        "yarn": run.get("yarn"),
     }
 
 
@@ -41,6 +42,7 @@ def measure_perplexity(
     cfg: StreamConfig,
     positions: int = 0,
     kv_dtype: str | None = None,
+    yarn: float | None = None,
     bootstrap: BootstrapConfig,
     checkpoint: Path | str | None = None,
 ) -> tuple[RunRecord, np.ndarray]:
@@ -56,6 +58,7 @@ def measure_perplexity(
         cfg: the geometry that is asked; the method decides what it keeps at equal memory.
         positions: tokens from which a method is estimated that cannot be scored whole (`recompute`).
         kv_dtype: name of the type that the window is quantised to; sinks are not.
+        yarn: see `load_model`.
         bootstrap: settings of the intervals.
         checkpoint: file to keep the state of a long run in, and to continue from after a kill. It outlives
             the scoring: `discard_checkpoint` it once the losses are written.
@@ -63,7 +66,7 @@ def measure_perplexity(
     Raises:
         ValueError: for any mistake in the above; if a loss is not finite.
     """
-    opened = open_model(model_dir, compute, title=title)
+    opened = open_model(model_dir, compute, title=title, yarn=yarn)
     torch.manual_seed(bootstrap.seed)
     environment: Environment = {**opened.environment(__file__), "seed": bootstrap.seed}
     state = None
@@ -72,6 +75,7 @@ def measure_perplexity(
             "ids": hash_ids(ids),
             "geometry": [method.name, cfg.n_sink, cfg.window_size],
             "storage": kv_dtype,
+            "yarn": yarn,
             "model": _fingerprint(Path(model_dir)),
             "environment": environment,
         }
@@ -83,21 +87,28 @@ def measure_perplexity(
         asked=cfg,
         bootstrap=bootstrap,
         kv_dtype=kv_dtype,
+        yarn=yarn,
         n_positions=positions,
         checkpoint=state,
     )
     scored = score(task)
-    return _describe(opened, dataset, task, scored, environment), scored.losses.astype(np.float32)
+    record = describe_run(opened, dataset, task, scored, environment)
+    for line in record["warnings"]:
+        warnings.warn(line, stacklevel=2)
+    return record, scored.losses.astype(np.float32)
 
 
-def _describe(
+def describe_run(
     opened: OpenedModel, dataset: str, task: Task, scored: Scored, environment: Environment
 ) -> RunRecord:
-    """Return the record, warning of what a reader of the numbers should know."""
+    """Return the record of what was scored; `warnings` is what a reader of the numbers should know."""
     kept, bootstrap, losses = task.cfg, task.bootstrap, scored.losses.astype(np.float32)
     caveats = notes(opened, kept)
-    for line in caveats:
-        warnings.warn(line, stacklevel=3)
+    if task.method.geometry is not everything and kept.capacity >= len(losses):
+        caveats.append(
+            f"nothing was evicted: a cache of {kept.capacity:,} tokens holds all of this text; take more "
+            "text or a smaller cache"
+        )
     return {
         "model": opened.title,
         "trained_length": opened.trained_length,
@@ -108,6 +119,7 @@ def _describe(
         "capacity": kept.capacity,
         "layers": scored.layers,
         "storage": task.kv_dtype or opened.compute.dtype,
+        **({} if task.yarn is None else {"yarn": task.yarn}),  # type: ignore[typeddict-item]
         "protocol": scored.protocol,
         "confidence": bootstrap.confidence,
         "bootstrap": asdict(bootstrap),

@@ -5,7 +5,7 @@ A method is scored in blocks under its own geometry, unless `SCORERS` has a func
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Task:
     asked: StreamConfig  # the geometry in the config
     bootstrap: BootstrapConfig
     kv_dtype: str | None = None  # of a quantised window
+    yarn: float | None = None  # what the positions of the model were stretched by
     n_positions: int = 0  # of a method that is estimated from a sample
     checkpoint: Checkpoint | None = None
 
@@ -107,7 +108,10 @@ def score_in_blocks(task: Task) -> Scored:
 
 def describe_layers(cache: SinkCache) -> list[Record]:
     """Return what layers keep, and how many layers keep that: a layer may have a window of its own."""
-    return [{"layers": count, **asdict(cfg)} for cfg, count in cache.geometries]
+    return [
+        {"layers": count, "n_sink": cfg.n_sink, "window_size": cfg.window_size}
+        for cfg, count in cache.geometries
+    ]
 
 
 def estimate_recompute(task: Task) -> Scored:
@@ -120,42 +124,45 @@ def estimate_recompute(task: Task) -> Scored:
     """
     if task.n_positions < 1:
         raise ValueError(f"recompute is estimated at positions >= 1, got {task.n_positions}")
-    asked, capacity = task.asked, task.cfg.capacity
+    capacity = task.cfg.capacity
     streamed = score_in_blocks(replace(task, method=replace(task.method, geometry=lambda cfg, _: cfg)))
     positions = draw_positions(len(task.ids), capacity, task.n_positions, task.bootstrap.seed)
-    section: dict[str, Any] = {
-        "paired_with": str(asked),
-        "first_token": capacity,
-        "positions": positions.tolist(),
-        "losses_nats": [],
-        "difference_nats": None,
-        "difference_interval": None,
-    }
     if not len(positions):  # nothing is evicted: all methods are the same
-        return replace(streamed, sections={"recomputed": section})
+        return with_recomputed(task, streamed, positions, np.empty(0))
     with progress(len(positions), "position") as bar:
         begin = time.perf_counter()
         losses, cache = recompute_losses(
             task.model, task.ids, positions, capacity, on_progress=lambda n: bar.update(n - bar.n)
         )
         rate = len(positions) / (time.perf_counter() - begin)
-    spacing = (len(streamed.losses) - capacity) / len(positions)
-    found = sample_difference(losses.astype(np.float64) - streamed.losses[positions], spacing, task.bootstrap)
-    section |= {
-        "losses_nats": losses.tolist(),
-        "difference_nats": found.mean,
-        "difference_interval": [found.low, found.high],
-    }
-    return Scored(
-        losses=streamed.losses,
+    sampled = replace(
+        streamed,
         runtime_sec=None,
         tokens_per_sec=rate,
         kv_tokens=cache.mean_held,
         kv_bytes=cache.nbytes,
         layers=describe_layers(cache),
-        correction=Correction(capacity, found),
-        sections={"recomputed": section},
     )
+    return with_recomputed(task, sampled, positions, losses)
+
+
+def with_recomputed(task: Task, scored: Scored, positions: np.ndarray, losses: np.ndarray) -> Scored:
+    """Return what was scored with what a window from scratch gave at some positions, (M,) in nats."""
+    capacity, difference = task.cfg.capacity, None
+    if len(positions):
+        spacing = (len(scored.losses) - capacity) / len(positions)
+        apart = losses.astype(np.float64) - scored.losses[positions]
+        difference = sample_difference(apart, spacing, task.bootstrap)
+    section = {
+        "paired_with": str(task.asked),
+        "first_token": capacity,
+        "positions": positions.tolist(),
+        "losses_nats": losses.tolist(),
+        "difference_nats": difference and difference.mean,
+        "difference_interval": difference and [difference.low, difference.high],
+    }
+    correction = None if difference is None else Correction(capacity, difference)
+    return replace(scored, correction=correction, sections={"recomputed": section})
 
 
 # Methods that are more than a geometry of sinks + window, by name.

@@ -1,6 +1,7 @@
 """Per-token losses of a stream: in blocks under sinks + window, or with re-computation of the window."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,29 +56,85 @@ def score_stream(
         ValueError: if there are fewer than two ids, or one is outside the vocabulary.
     """
     check_ids(ids, vocab_size(model))
-    cfg = cfg.within(len(ids) - 1)
-    cache = SinkCache(
-        model.config,
-        n_sink=cfg.n_sink,
-        window_size=cfg.window_size,
-        position_limit=position_limit,
-        query_block=query_block,
-        kv_dtype=kv_dtype,
+    cache = _new_cache(
+        model, len(ids), cfg, position_limit=position_limit, query_block=query_block, kv_dtype=kv_dtype
     )
-    stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
-    losses = np.empty(len(ids) - 1, np.float64 if model.dtype == torch.float64 else np.float32)
-    base, head, chunk = model.base_model, head_of(model), cache.longest_pass(chunk)
+    losses, chunk = _no_losses(model, len(ids) - 1), cache.longest_pass(chunk)
     done = 0 if checkpoint is None else checkpoint.restore(losses, cache, model.device)
     for start in range(done, len(losses), chunk):
-        part = stream[start : start + chunk + 1]
-        hidden = base(part[None, :-1], **cache_argument(base, cache)).last_hidden_state[0]
-        losses[start : start + chunk] = next_losses(head, hidden, part[1:])
+        losses[start : start + chunk] = _pass(model, ids[start : start + chunk + 1], cache)
         so_far = losses[: start + chunk]
         if checkpoint is not None:
             checkpoint.keep(so_far, cache)
         if on_progress is not None:
             on_progress(so_far)
     return losses, cache
+
+
+def _new_cache(model: PreTrainedModel, n_ids: int, cfg: StreamConfig, **options: Any) -> SinkCache:
+    """Return an empty cache for a stream of so many ids, no larger than it needs to be."""
+    cfg = cfg.within(n_ids - 1)
+    return SinkCache(
+        model.config, n_sink=cfg.n_sink, window_size=cfg.window_size, positions=cfg.positions, **options
+    )
+
+
+def _no_losses(model: PreTrainedModel, count: int) -> np.ndarray:
+    return np.empty(count, np.float64 if model.dtype == torch.float64 else np.float32)
+
+
+def _pass(model: PreTrainedModel, ids: np.ndarray, cache: SinkCache) -> np.ndarray:
+    """Feed all of ids (T + 1,) but the last; return the loss of all but the first, (T,)."""
+    base, head = model.base_model, head_of(model)
+    part = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
+    hidden = base(part[None, :-1], **cache_argument(base, cache)).last_hidden_state[0]
+    return next_losses(head, hidden, part[1:])
+
+
+@torch.inference_mode()
+def score_stretches(
+    model: PreTrainedModel,
+    ids: np.ndarray,
+    cfg: StreamConfig,
+    stretches: Sequence[tuple[int, int]],
+    *,
+    kv_dtype: torch.dtype | str | None = None,
+) -> tuple[np.ndarray, np.ndarray, SinkCache]:
+    """Return losses of `score_stream` from some stretches of the stream, reading no more than they need.
+
+    A layer looks back less than its capacity, so nothing further than the sum of these over the layers
+    reaches a query, but for the sinks, which see only each other. So passes, positions and losses are those
+    of the whole stream, bit for bit.
+
+    Args:
+        model: prepared for `SinkCache`.
+        ids: (N,) token ids of the stream.
+        cfg: cache geometry, in tokens.
+        stretches: first query and the one after the last, ascending; passes are whole, so more queries
+            may come.
+        kv_dtype: see `SinkCache`.
+
+    Returns:
+        (T,) queries, ascending; their losses (T,); and the cache after the last of them.
+    """
+    check_ids(ids, vocab_size(model))
+    cache = _new_cache(model, len(ids), cfg, kv_dtype=kv_dtype)
+    losses, chunk, start = _no_losses(model, len(ids) - 1), cache.longest_pass(CHUNK), 0
+    scored = np.zeros(len(losses), bool)
+    clean = 0  # the first query that nothing skipped reaches
+    for first, stop in stretches:
+        while start < min(stop, len(losses)):
+            begin = start if cache._reach is None else (first - cache._reach) // chunk * chunk
+            if begin > start >= cache.capacity:
+                cache._skip_to(begin, chunk)
+                start, clean = begin, first
+            found = _pass(model, ids[start : start + chunk + 1], cache)
+            at = np.arange(start, start + len(found))
+            kept = at >= clean
+            losses[at[kept]], scored[at[kept]] = found[kept], True
+            start += chunk
+    queries = np.flatnonzero(scored)
+    return queries, losses[queries], cache
 
 
 def vocab_size(model: PreTrainedModel) -> int:
@@ -127,7 +184,7 @@ def recompute_losses(
     cache = SinkCache(model.config, n_sink=0, window_size=capacity)
     base, head = model.base_model, head_of(model)
     stream = torch.as_tensor(ids, dtype=torch.int64, device=model.device)
-    losses = np.empty(len(positions), np.float64 if model.dtype == torch.float64 else np.float32)
+    losses = _no_losses(model, len(positions))
     for i, position in enumerate(positions.tolist()):
         cache.reset()
         seen = stream[position - capacity + 1 : position + 1]

@@ -4,8 +4,9 @@ Importing kvpress changes transformers' attention functions for the whole proces
 import it, and only processes of their own call them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gpt_neox")
 
 Hook = Callable[[nn.Module, Any, dict[str, Any], Any], Any]
 Layer = tuple[Tensor, Tensor]  # keys and values, (B, Hkv, T, D)
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """What a press leaves of one layer."""
+
+    keys: Tensor  # (B, Hkv, T, D)
+    values: Tensor  # (B, Hkv, T, D)
+    masked: tuple[Tensor, Tensor, Tensor] | None = None  # rows, heads and slots that no query sees
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -61,20 +71,37 @@ def make_press(press: Press) -> Any:
     return made
 
 
-def make_decoding_press(press: Press, model: PreTrainedModel, target: int, interval: int) -> Any:
+def make_decoding_press(
+    press: Press, model: PreTrainedModel, target: int, interval: int, *, in_order: bool = False
+) -> Any:
     """Return kvpress's DecodingPress over `press`: every `interval` tokens it cuts the cache to `target`.
 
     It is built over the press that scores and then gets the wrapping one: its constructor refuses
     KeyRerotationPress, although it works with it.
+
+    Args:
+        press: what scores, or KeyRerotationPress of it.
+        model: that it works on.
+        target: tokens kept.
+        interval: tokens between two cuts.
+        in_order: keep the order of the text, as KeyRerotationPress does, and rotate nothing.
     """
     import kvpress
 
-    made = kvpress.DecodingPress(
-        make_press(press.inner or press), compression_interval=interval, target_size=target
-    )
-    made.base_press = make_press(press)
+    scorer = make_press(press.inner or press)
+    made = kvpress.DecodingPress(scorer, compression_interval=interval, target_size=target)
+    if in_order:
+        made.base_press = kvpress.KeyRerotationPress(scorer)
+        made.base_press.rerotate_keys = gather_keys
+    elif press.inner is not None:
+        made.base_press = make_press(press)
     made.post_init_from_model(model)
     return made
+
+
+def gather_keys(module: Any, indices: Tensor, keys: Tensor) -> Tensor:
+    """Return the keys (B, Hkv, n_kept, D) at `indices` (B, Hkv, n_kept), of keys (B, Hkv, T, D)."""
+    return keys.gather(2, indices[..., None].expand(-1, -1, -1, keys.shape[-1]))
 
 
 def rerotate_keys(module: Any, indices: Tensor, keys: Tensor) -> Tensor:
@@ -94,8 +121,7 @@ def rerotate_keys(module: Any, indices: Tensor, keys: Tensor) -> Tensor:
     from transformers.models.llama.modeling_llama import rotate_half
 
     inv_freq = module.rotary_emb.inv_freq
-    kept = keys.gather(2, indices[..., None].expand(-1, -1, -1, keys.shape[-1]))
-    rotary, other = kept.tensor_split([2 * len(inv_freq)], dim=-1)
+    rotary, other = gather_keys(module, indices, keys).tensor_split([2 * len(inv_freq)], dim=-1)
     cos, sin = KeyRerotationPress._rerotate_cos_sin(rotary, inv_freq, indices)
     return torch.cat((rotary * cos + rotate_half(rotary) * sin, other), dim=-1)
 
@@ -143,16 +169,77 @@ def exact_ratio(n_tokens: int, n_kept: int) -> float:
     return ratio
 
 
-def check_budget(cache: Any, budget: int) -> None:
-    """Raise ValueError unless every layer of a cache holds exactly `budget` tokens."""
-    counts = [layer.keys.shape[2] for layer in cache.layers]
+def kept_layer(
+    press: Any, module: Any, hidden: Tensor, keys: Tensor, values: Tensor, kwargs: Any
+) -> KeptLayer:
+    """Return what `press` leaves of a layer, (B, Hkv, T, D), after a pass over `hidden` (B, T, H).
+
+    Raises:
+        ValueError: if kvpress refuses what it is given.
+    """
+    try:
+        keys, values = press.compress(module, hidden, keys, values, None, kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError) as error:  # the latter where its linear algebra fails
+        raise ValueError(f"kvpress refuses {type(press).__name__}: {error}") from error
+    return KeptLayer(keys, values, vars(module).pop("masked_key_indices", None))
+
+
+def check_budget(layers: Iterable[Any], budget: int) -> None:
+    """Raise ValueError unless every layer, of a cache or `KeptLayer`, keeps `budget` tokens.
+
+    Where heads keep different numbers, their mean counts.
+    """
+    counts = []
+    for layer in layers:
+        n_rows, n_heads, n_held, _ = layer.keys.shape
+        masked = getattr(layer, "masked", None)
+        counts.append(n_held - (0 if masked is None else len(masked[0]) / (n_rows * n_heads)))
     if set(counts) != {budget}:
-        raise ValueError(f"layers hold {min(counts)} to {max(counts)} tokens where the budget is {budget}")
+        raise ValueError(
+            f"layers keep {min(counts):g} to {max(counts):g} tokens where the budget is {budget}"
+        )
 
 
-def filled_cache(model: PreTrainedModel, layers: list[Layer]) -> DynamicCache:
+def filled_cache(model: PreTrainedModel, layers: Iterable[KeptLayer]) -> DynamicCache:
     """Return a `DynamicCache` with these keys and values."""
     cache = DynamicCache(config=model.config)
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys, values, i)
+    for i, layer in enumerate(layers):
+        cache.update(layer.keys, layer.values, i)
     return cache
+
+
+@contextmanager
+def masking(model: PreTrainedModel, cache: DynamicCache, layers: Sequence[KeptLayer]) -> Iterator[None]:
+    """Hide what the layers mask from every query that is read into `cache`, until the block ends.
+
+    kvpress overwrites the masked keys with one that no query gives weight, which it cannot always find; a
+    mask gives the same losses.
+
+    Args:
+        model: whose attention takes a mask (B, Hq, Tq, Tk) that is added to the scores.
+        cache: filled with the keys and values of `layers`.
+        layers: of the model, in order.
+
+    Source: kvpress 0.5.5, attention_patch.py.
+    """
+
+    def hide(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        keys = cache.layers[module.layer_idx].keys
+        n_held, n_queries = keys.shape[2], hidden.shape[1]
+        later = keys.new_ones(n_queries, n_held + n_queries, dtype=torch.bool).triu(n_held + 1)
+        unseen = later.expand(*keys.shape[:2], -1, -1).clone()  # (B, Hkv, Tq, Tk)
+        rows, heads, slots = layers[module.layer_idx].masked or ([], [], [])
+        unseen[rows, heads, :, slots] = True
+        lowest = torch.finfo(hidden.dtype).min
+        mask = hidden.new_zeros(unseen.shape).masked_fill(unseen, lowest)
+        groups = model.config.num_attention_heads // keys.shape[1]
+        return args, kwargs | {"attention_mask": mask.repeat_interleave(groups, dim=1)}
+
+    with ExitStack() as undo:
+        if any(layer.masked is not None for layer in layers):
+            for module in attention_modules(model):
+                undo.callback(module.register_forward_pre_hook(hide, with_kwargs=True).remove)
+        yield

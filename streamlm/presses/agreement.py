@@ -20,6 +20,11 @@ class Agreement:
     divergences: np.ndarray  # (N,) nats, Kullback-Leibler, from the dense distribution to this one
     same_first: np.ndarray  # (N,) bool, whether the most likely token is the same
 
+    @property
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """What is stored of every token: its loss, and its divergence."""
+        return self.losses, self.divergences
+
     @classmethod
     def joined(cls, pieces: "list[Agreement]") -> "Agreement":
         """Return the agreement over several pieces of text, in order."""
@@ -35,6 +40,11 @@ class Agreement:
             "kl_nats_interval": [divergence.low, divergence.high],
             "top1_agreement": float(self.same_first.mean()),
         }
+
+
+def stack_scores(scores: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
+    """Return the `scores` of every text and method as float32: (2, texts, methods, tokens)."""
+    return np.moveaxis(np.array(scores, dtype=np.float32), 2, 0)
 
 
 def compare_hidden(head: nn.Module, hidden: Sequence[Tensor], targets: Tensor) -> list[Agreement]:

@@ -16,7 +16,7 @@ from streamlm.cache.sink_cache import SinkCache
 from streamlm.measure.device import now
 from streamlm.measure.memory import held_bytes
 from streamlm.presses.adapter import attached, make_decoding_press
-from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.presses.agreement import Agreement, compare_hidden, stack_scores
 from streamlm.presses.grammar import STREAMLM, Press, check_budgets
 from streamlm.presses.setting import Setting, Sizes, name_text, open_setting, step
 from streamlm.records.types import Record
@@ -115,12 +115,13 @@ class DecodingRun:
 
 @torch.inference_mode()
 def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> tuple[Record, np.ndarray]:
-    """Decode each text by every method in turns; return the record and the losses.
+    """Decode each text by every method in turns; return the record and the scores.
 
     With R = capacity - n_sink - 1 recent tokens kept after a step, the methods are ``dense``; ``streamlm``,
     `window_size` = R + 1; ``kvpress_faithful``, DecodingPress over KeyRerotationPress over
-    StreamingLLMPress after every token; and ``kvpress_every_1`` and ``kvpress_every_{interval}``,
-    DecodingPress over StreamingLLMPress as kvpress has it, tokens at their positions in the text.
+    StreamingLLMPress after every token; ``kvpress_every_1`` and ``kvpress_every_{interval}``,
+    DecodingPress over StreamingLLMPress as kvpress has it, tokens at their positions in the text; and
+    ``kvpress_in_order_every_{interval}``, the same with the entries in the order of the text.
 
     Args:
         setting: model and texts.
@@ -128,15 +129,15 @@ def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> 
         decode: how much is held and decoded.
 
     Returns:
-        the record, with an entry in `texts` for each and in it `methods` in the order above; float32 losses
-        in nats, (texts, methods, tokens).
+        the record, with an entry in `texts` for each and in it `methods` in the order above; float32 losses,
+        and divergences from dense, both in nats: (2, texts, methods, tokens).
 
     Raises:
         ValueError: for any mistake in the above.
     """
     check_budgets([decode.capacity - 1], n_sink, decode.n_ids)
     opened = open_setting(setting, module=__file__, n_ids=decode.n_ids)
-    entries, losses = [], []
+    entries, scores = [], []
     for dataset, ids in opened.texts.items():
         runs = open_runs(opened.model, n_sink, decode)
         agreements = decode_in_turns(opened.model, runs, ids, decode.capacity - 1)
@@ -148,7 +149,7 @@ def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> 
             for label, agreement in agreements.items()
         }
         entries.append({**name_text(dataset, ids), "methods": methods})
-        losses.append([agreement.losses for agreement in agreements.values()])
+        scores.append([agreement.scores for agreement in agreements.values()])
     record = {
         **opened.record,
         "n_sink": n_sink,
@@ -156,7 +157,7 @@ def measure_decoding(setting: Setting, *, n_sink: int, decode: DecodeConfig) -> 
         "decoded": asdict(decode) | {"prompt_tokens": decode.capacity - 1, "turn_tokens": TURN_TOKENS},
         "texts": entries,
     }
-    return record, np.array(losses, dtype=np.float32)
+    return record, stack_scores(scores)
 
 
 def open_runs(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict[str, DecodingRun]:
@@ -165,8 +166,8 @@ def open_runs(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict
     faithful = Press("KeyRerotationPress", inner=scorer)
     target = decode.capacity - 1
 
-    def pressed(press: Press, interval: int) -> DecodingRun:
-        made = make_decoding_press(press, model, target, interval)
+    def pressed(press: Press, interval: int, *, in_order: bool = False) -> DecodingRun:
+        made = make_decoding_press(press, model, target, interval, in_order=in_order)
         survivors = Survivors(n_sink, target, interval)
         survivors.watch(made)
         around = partial(attached, made.forward_hook, model)
@@ -181,6 +182,7 @@ def open_runs(model: PreTrainedModel, n_sink: int, decode: DecodeConfig) -> dict
             f"kvpress_every_{interval}": pressed(scorer, interval)
             for interval in dict.fromkeys((1, decode.interval))
         },
+        f"kvpress_in_order_every_{decode.interval}": pressed(scorer, decode.interval, in_order=True),
     }
 
 

@@ -4,7 +4,11 @@ import ast
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from streamlm.limits import PRESS_LETTERS, PRESS_NUMBER, SEED
 
 STREAMLM, DENSE_PREFILL = OURS = ("streamlm", "streamlm_dense_prefill")
 REFERENCES = ("StreamingLLMPress", "KeyRerotationPress")  # labels of the presses that are always compared
@@ -13,8 +17,8 @@ REFERENCES = ("StreamingLLMPress", "KeyRerotationPress")  # labels of the presse
 Rule = tuple[str, Callable[[Any], bool]]
 
 
-def _is_whole(value: Any, low: int) -> bool:
-    return type(value) is int and value >= low
+def _is_whole(value: Any, low: int, high: int = PRESS_NUMBER) -> bool:
+    return type(value) is int and low <= value <= high
 
 
 def one_of(*words: str) -> Rule:
@@ -22,10 +26,17 @@ def one_of(*words: str) -> Rule:
     return f"one of {', '.join(map(repr, words))}", lambda value: value in words
 
 
-COUNT: Rule = ("a whole number, 0 or more", lambda value: _is_whole(value, 0))
-SIZE: Rule = ("a whole number, 1 or more", lambda value: _is_whole(value, 1))
-ODD: Rule = ("an odd number, 1 or more", lambda value: _is_whole(value, 1) and value % 2 == 1)
+_MOST = f"at most {PRESS_NUMBER:,}"
+COUNT: Rule = (f"a whole number, 0 or more, {_MOST}", lambda value: _is_whole(value, 0))
+SIZE: Rule = (f"a whole number, 1 or more, {_MOST}", lambda value: _is_whole(value, 1))
+ODD: Rule = (f"an odd number, 1 or more, {_MOST}", lambda value: _is_whole(value, 1) and value % 2 == 1)
+DRAWN: Rule = (f"a whole number, 0 or more, at most {SEED}", lambda value: _is_whole(value, 0, SEED))
 SHARE: Rule = ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
+POSITIVE: Rule = (
+    f"a number above 0, at least {1 / PRESS_NUMBER:g}, {_MOST}",  # float32 has each of these
+    lambda value: type(value) in (int, float) and 1 / PRESS_NUMBER <= value <= PRESS_NUMBER,
+)
+FRACTION: Rule = ("a number above 0, at most 1", lambda value: SHARE[1](value) and value > 0)
 FLAG: Rule = ("True or False", lambda value: isinstance(value, bool))
 
 
@@ -36,12 +47,34 @@ class PressSpec:
     arguments: Mapping[str, Rule] = field(default_factory=dict)  # all but the wrapped press, by name
     wraps: bool = False  # its first argument, `press`, is another press
     needs_queries: bool = False  # in addition to keys and values
+    masks: bool = False  # heads of a layer keep different numbers, so the others are masked, not dropped
     window_size: int = 0  # default of the last tokens of a context that it scores with
 
 
 # Presses that score tokens and can keep an exact number of them in every layer, from what a forward pass
 # provides: no statistics or weights to download, no attention weights, no budgets that differ between layers.
 PRESSES: Mapping[str, PressSpec] = {
+    "AdaKVPress": PressSpec({"alpha_safeguard": SHARE}, wraps=True, masks=True),
+    "BlockPress": PressSpec({"block_size": SIZE}, wraps=True),
+    "CapPress": PressSpec(
+        {"tau": POSITIVE, "n_future_positions": SIZE, "n_sink": COUNT, "epsilon": SHARE}, needs_queries=True
+    ),
+    "CompactorPress": PressSpec(
+        {
+            "sink_size_start": COUNT,
+            "sink_size_end": COUNT,
+            "chunk_size": SIZE,
+            "sketch_dimension": SIZE,
+            "blending": POSITIVE,
+        },
+        needs_queries=True,
+    ),
+    "CriticalAdaKVPress": PressSpec(
+        {"alpha_safeguard": SHARE, "epsilon": SHARE, "first_stage_ratio": SHARE},
+        wraps=True,
+        needs_queries=True,
+        masks=True,
+    ),
     "CriticalKVPress": PressSpec(
         {"epsilon": SHARE, "first_stage_ratio": SHARE}, wraps=True, needs_queries=True
     ),
@@ -53,6 +86,9 @@ PRESSES: Mapping[str, PressSpec] = {
             "use_local_approximation": FLAG,
             "local_window_size": SIZE,
         }
+    ),
+    "EntropyGatedChunkKVPress": PressSpec(
+        {"chunk_length": SIZE, "low_entropy_chunk_length": SIZE}, wraps=True
     ),
     "ExpectedAttentionPress": PressSpec(
         {
@@ -68,7 +104,10 @@ PRESSES: Mapping[str, PressSpec] = {
     "KeyRerotationPress": PressSpec(wraps=True),
     "KnormPress": PressSpec(),
     "LagKVPress": PressSpec({"n_sink": COUNT, "lag_size": SIZE, "cross_scoring": FLAG}),
-    "RandomPress": PressSpec({"seed": COUNT}),
+    "LeverageScorePress": PressSpec({"sketch_dimension": SIZE}, needs_queries=True),
+    "MergingPress": PressSpec({"similarity_threshold": SHARE, "merge_fraction": FRACTION}, wraps=True),
+    "NonCausalAttnPress": PressSpec({"chunk_size": SIZE}, needs_queries=True),
+    "RandomPress": PressSpec({"seed": DRAWN}),
     "SnapKVPress": PressSpec({"window_size": SIZE, "kernel_size": ODD}, needs_queries=True, window_size=64),
     "StreamingLLMPress": PressSpec({"n_sink": COUNT}),
     "TOVAPress": PressSpec(needs_queries=True),
@@ -94,15 +133,22 @@ class Press:
         return self.name == "KeyRerotationPress"
 
 
+WRITTEN = re.compile(
+    r"[\w.,=()'\"+\[\]{}:* -]*", re.ASCII
+)  # no comments: figures and tables show it as it is
+
+
 def parse_press(text: str) -> Press:
     """Return the press that `text` names, in Python's own notation.
 
     Raises:
         ValueError: if it is not a press in this notation, or the press or an argument is unknown or missing.
     """
+    if len(text) > PRESS_LETTERS:
+        raise ValueError(f"{text[:40]!r}… has more than {PRESS_LETTERS} characters; give fewer arguments")
     try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):  # the latter for a null byte
+        node = ast.parse(text.strip(), mode="eval").body if WRITTEN.fullmatch(text) else ast.Constant(None)
+    except SyntaxError:
         node = ast.Constant(None)
     return _press(node, text)
 
@@ -113,11 +159,18 @@ def _press(node: ast.expr, text: str) -> Press:
         raise ValueError(f"{text!r} is not a press; write KnormPress, or SnapKVPress(window_size=32)")
     name = call.func.id
     if name not in PRESSES:
-        raise ValueError(f"unknown press {name!r}; known are {', '.join(PRESSES)}")
+        names = ", ".join(PRESSES)
+        if name in _exported():
+            raise ValueError(
+                f"{name} is not comparable at equal budgets, see docs/new-press.md; presses that are: {names}"
+            )
+        raise ValueError(f"unknown press {name!r}; known are {names}")
     spec = PRESSES[name]
-    values = {str(keyword.arg): keyword.value for keyword in call.keywords}
-    if spec.wraps and call.args:
-        values["press"] = call.args[0]
+    given = [(str(keyword.arg), keyword.value) for keyword in call.keywords]
+    given += [("press", value) for value in call.args[:1] if spec.wraps]
+    values = dict(given)
+    if len(values) < len(given):
+        raise ValueError(f"{name} is given an argument twice; give each once")
     known = ["press"] * spec.wraps + list(spec.arguments)
     unknown = [repr(key) for key in sorted(values.keys() - known)]
     if unknown or len(call.args) > spec.wraps:
@@ -125,6 +178,14 @@ def _press(node: ast.expr, text: str) -> Press:
         raise ValueError(f"{name} has no argument {what}; known are {', '.join(known) or 'none'}")
     inner = _inner(name, values.pop("press", None), text) if spec.wraps else None
     return Press(name, {key: _argument(name, key, value) for key, value in values.items()}, inner)
+
+
+def _exported() -> set[str]:
+    """Return the names of kvpress's presses, if it is installed, without importing it."""
+    found = find_spec("kvpress")
+    if found is None or found.origin is None:
+        return set()
+    return set(re.findall(r'"(\w+Press)"', Path(found.origin).read_text("utf-8")))
 
 
 def _inner(name: str, node: ast.expr | None, text: str) -> Press:

@@ -1,8 +1,9 @@
 """Prefill compression, as kvpress is made for: a context is cut once, and what follows it is scored."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,27 @@ from streamlm.measure.device import now
 from streamlm.measure.memory import held_bytes
 from streamlm.measure.scoring import CHUNK
 from streamlm.presses.adapter import (
+    KeptLayer,
     Layer,
     attached,
     check_budget,
     exact_ratio,
     filled_cache,
+    kept_layer,
     make_press,
+    masking,
     refusal,
 )
-from streamlm.presses.agreement import Agreement, compare_hidden
+from streamlm.presses.agreement import Agreement, compare_hidden, stack_scores
 from streamlm.presses.grammar import DENSE_PREFILL, OURS, STREAMLM, check_budgets, check_context, parse_press
 from streamlm.presses.setting import Setting, Sizes, name_text, open_setting, step
 from streamlm.records.types import Record
-from streamlm.stats import BootstrapConfig
 
 PROTOCOL = (
     "prefill compression: a context is cut once to the budget, the following tokens are scored after it"
 )
 WARMUP_TOKENS = 128
-TIMED_TOKENS = 4  # decoded one by one after the full budget
+TIMED_TOKENS = 8  # of the first piece of each text: decoded one by one after the full budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,13 @@ class ContextConfig(Sizes):
         """Token ids that all pieces take together; the last of each is only predicted."""
         return self.contexts * (self.context_tokens + self.scored_tokens + 1)
 
+    def within(self, n_tokens: int) -> "ContextConfig":
+        """Return as many of these pieces as a text of `n_tokens` holds, one at least."""
+        held = max(1, n_tokens // (self.n_ids // self.contexts))
+        return replace(self, contexts=min(held, self.contexts))
 
-Compress = Callable[[Any, dict[str, Any], Tensor, Tensor, int], Layer]
+
+Compress = Callable[[Any, dict[str, Any], Tensor, Tensor, int], KeptLayer]
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class PieceScore:
 def measure_compression(
     setting: Setting, *, method: str, contexts: ContextConfig, n_sink: int, budgets: Sequence[int]
 ) -> tuple[Record, np.ndarray]:
-    """Score after compressed contexts of each text at several budgets; return the record and the losses.
+    """Score after compressed contexts of each text at several budgets; return the record and the scores.
 
     ``streamlm`` streams the context through a `SinkCache` and continues so, within the budget to the end;
     all others are prefilled densely, cut once, and then grow by the scored tokens, as in kvpress.
@@ -96,13 +104,14 @@ def measure_compression(
     Args:
         setting: model and texts.
         method: "streamlm", "streamlm_dense_prefill", or a press as `parse_press` reads it.
-        contexts: how much is read.
+        contexts: how much is read; fewer pieces, with a warning, where a text does not hold them.
         n_sink: first tokens that our methods keep.
         budgets: entries kept, in every layer.
 
     Returns:
         the record, with an entry in `texts` for each, and in their `budgets` one for each budget, none if
-        the press cannot work on the model; float32 losses in nats, (texts, 1 + budgets, tokens), dense first.
+        the press cannot work on the model; float32 losses, and divergences from dense, both in nats:
+        (2, texts, 1 + budgets, tokens), dense first.
 
     Raises:
         ValueError: for any mistake in the above; if a layer does not keep exactly the budget.
@@ -111,24 +120,33 @@ def measure_compression(
     press = None if method in OURS else parse_press(method)
     if press is not None:
         check_context(press, contexts.context_tokens)
+    asked, contexts = contexts.contexts, contexts.within(min(map(len, setting.texts.values())))
     opened = open_setting(setting, module=__file__, n_ids=contexts.n_ids)
+    if contexts.contexts < asked:
+        warnings.warn(
+            f"the shortest text holds {contexts.contexts} of {asked} contexts, and each is measured on these",
+            stacklevel=2,
+        )
     model, reason = opened.model, None if press is None else refusal(press, opened.model)
     used = [] if reason else list(budgets)
     sizes = [contexts.context_tokens, *used]
-    entries, losses = [], []
+    entries, scores = [], []
     for dataset, ids in opened.texts.items():
         model.base_model(ids[None, :WARMUP_TOKENS])  # a first pass is slower
         pieces = [
-            _score_piece(model, piece, contexts.context_tokens, method, n_sink, used)
-            for piece in ids.view(contexts.contexts, -1)
+            _score_piece(
+                model, piece, contexts.context_tokens, method, n_sink, used, n_timed=0 if i else TIMED_TOKENS
+            )
+            for i, piece in enumerate(ids.view(contexts.contexts, -1))
         ]
         columns = list(zip(*pieces, strict=True))  # of one cache each
+        agreements = [Agreement.joined([score.agreement for score in column]) for column in columns]
         dense, *cut = (
-            {"capacity": capacity, **_describe(scores, setting.bootstrap)}
-            for capacity, scores in zip(sizes, columns, strict=True)
+            {"capacity": capacity, **agreement.describe(setting.bootstrap), **_describe_costs(column)}
+            for capacity, agreement, column in zip(sizes, agreements, columns, strict=True)
         )
         entries.append({**name_text(dataset, ids), "dense": dense, "budgets": cut})
-        losses.append([np.concatenate([score.agreement.losses for score in scores]) for scores in columns])
+        scores.append([agreement.scores for agreement in agreements])
     record = {
         **opened.record,
         "method": method,
@@ -138,14 +156,13 @@ def measure_compression(
         "refused": reason,
         "texts": entries,
     }
-    return record, np.array(losses, dtype=np.float32)
+    return record, stack_scores(scores)
 
 
-def _describe(scores: Sequence[PieceScore], cfg: BootstrapConfig) -> dict[str, Any]:
-    """Return what one cache gave on all pieces, as JSON; times are medians."""
+def _describe_costs(scores: Sequence[PieceScore]) -> dict[str, Any]:
+    """Return what one cache took on all pieces, as JSON; times are medians."""
     costs = [score.cost for score in scores]
     return {
-        **Agreement.joined([score.agreement for score in scores]).describe(cfg),
         "prefill_sec": float(np.median([cost.prefill_sec for cost in costs])),
         "step_ms": float(np.median([ms for cost in costs for ms in cost.step_ms])),
         "kv_bytes": max(cost.kv_bytes for cost in costs),
@@ -154,23 +171,34 @@ def _describe(scores: Sequence[PieceScore], cfg: BootstrapConfig) -> dict[str, A
 
 
 def _score_piece(
-    model: PreTrainedModel, piece: Tensor, n_context: int, method: str, n_sink: int, budgets: Sequence[int]
+    model: PreTrainedModel,
+    piece: Tensor,
+    n_context: int,
+    method: str,
+    n_sink: int,
+    budgets: Sequence[int],
+    *,
+    n_timed: int,
 ) -> list[PieceScore]:
     """Return what the dense cache and each budget give on one piece of text: context, scored, one id."""
     context, follow, targets = piece[None, :n_context], piece[None, n_context:-1], piece[n_context + 1 :]
     rerotated = method not in OURS and parse_press(method).rerotates
     dense, cut = _prefill_densely(model, context, _compressor(model, method, n_sink), budgets)
-    read = [_read_on(model, dense, follow)]
+    read = [_read_on(model, dense, follow, n_timed)]
     with prepare(model) if method == STREAMLM else nullcontext():
         for budget in budgets:
             if method == STREAMLM:
                 filled = _prefill_streaming(model, context, n_sink, budget)
+                check_budget(filled.cache.layers, budget)
+                read.append(_read_on(model, filled, follow, n_timed))
             else:
                 position = None if rerotated else n_context
                 layers, seconds = cut[budget]
-                filled = PrefilledCache(filled_cache(model, layers), position, dense.prefill_sec + seconds)
-            check_budget(filled.cache, budget)
-            read.append(_read_on(model, filled, follow))
+                check_budget(layers, budget)
+                cache = filled_cache(model, layers)
+                filled = PrefilledCache(cache, position, dense.prefill_sec + seconds)
+                with masking(model, cache, layers):
+                    read.append(_read_on(model, filled, follow, n_timed))
     agreements = compare_hidden(model.get_output_embeddings(), [hidden for hidden, _ in read], targets)
     return [PieceScore(agreement, cost) for agreement, (_, cost) in zip(agreements, read, strict=True)]
 
@@ -181,16 +209,15 @@ def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | 
         return None
     if method == DENSE_PREFILL:
         rotaries = ask_layers(model)
-        return lambda module, kwargs, keys, values, budget: evict(
-            keys, values, n_sink, budget, rotaries[module.layer_idx]
+        return lambda module, kwargs, keys, values, budget: KeptLayer(
+            *evict(keys, values, n_sink, budget, rotaries[module.layer_idx])
         )
     press = make_press(parse_press(method))
     press.post_init_from_model(model)
 
-    def compress(module: Any, kwargs: dict[str, Any], keys: Tensor, values: Tensor, budget: int) -> Layer:
+    def compress(module: Any, kwargs: dict[str, Any], keys: Tensor, values: Tensor, budget: int) -> KeptLayer:
         press.compression_ratio = exact_ratio(keys.shape[2], budget)
-        kept: Layer = press.compress(module, kwargs["hidden_states"], keys, values, None, kwargs)
-        return kept
+        return kept_layer(press, module, kwargs["hidden_states"], keys, values, kwargs)
 
     return compress
 
@@ -223,13 +250,13 @@ def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, rotary: Rotary
 
 def _prefill_densely(
     model: PreTrainedModel, context: Tensor, compress: Compress | None, budgets: Sequence[int]
-) -> tuple[PrefilledCache, dict[int, tuple[list[Layer], float]]]:
+) -> tuple[PrefilledCache, dict[int, tuple[list[KeptLayer], float]]]:
     """Read a context whole; return the dense cache, and by budget what is kept and the seconds of cutting.
 
     Every budget is cut from the same pass, layer by layer as kvpress does it.
     """
     cache = DynamicCache(config=model.config)
-    layers: dict[int, list[Layer]] = {budget: [] for budget in budgets}
+    layers: dict[int, list[KeptLayer]] = {budget: [] for budget in budgets}
     seconds = dict.fromkeys(budgets, 0.0)
 
     def cut(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -259,10 +286,12 @@ def _prefill_streaming(model: PreTrainedModel, context: Tensor, n_sink: int, bud
     return PrefilledCache(cache, None, now(context.device) - begin)
 
 
-def _read_on(model: PreTrainedModel, filled: PrefilledCache, follow: Tensor) -> tuple[Tensor, Cost]:
+def _read_on(
+    model: PreTrainedModel, filled: PrefilledCache, follow: Tensor, n_timed: int
+) -> tuple[Tensor, Cost]:
     """Feed the tokens after a context, (1, T); return their hidden states (T, H) and what it took.
 
-    Afterwards some of them are decoded one by one after the budget, to be timed.
+    Afterwards the first `n_timed` are decoded one by one after the budget, to be timed.
     """
     cache, first = filled.cache, filled.position
     n_held, kv_bytes = cache.layers[0].keys.shape[2], held_bytes(cache)
@@ -272,7 +301,7 @@ def _read_on(model: PreTrainedModel, filled: PrefilledCache, follow: Tensor) -> 
     if isinstance(cache, DynamicCache):
         cache.crop(n_held)
     step_ms = [
-        step(model, token, cache, None if first is None else first + i)[1]
-        for i, token in enumerate(follow[:, :TIMED_TOKENS].split(1, dim=1))
+        step(model, follow[:, i : i + 1], cache, None if first is None else first + i)[1]
+        for i in range(min(n_timed, follow.shape[1]))
     ]
     return hidden, Cost(filled.prefill_sec, step_ms, kv_bytes, at_end)

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from streamlm.characters import find_steering, without_steering
+from streamlm.input_files import load_json, read_array
+from streamlm.limits import RECORD_BYTES, RECORD_DEPTH, RECORD_INT
 from streamlm.records.types import Record
 
 
@@ -134,30 +138,66 @@ def read_record(path: Path | str) -> Record:
     """Return the record in a JSON file.
 
     Raises:
-        ValueError: if the file is missing or holds no JSON object.
+        ValueError: if it holds no JSON object, or `read_json` does not read it.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no record {path}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    record = read_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds no record: a JSON object was expected")
     return record
 
 
-def read_losses(record_path: Path | str) -> np.ndarray:
-    """Return the per-token losses beside a record, (N-1,) float32 in nats.
+def read_json(path: Path | str) -> Any:
+    """Return what a JSON file holds.
 
     Raises:
-        ValueError: if they are missing or damaged.
+        ValueError: if the file is missing or no JSON, too large or nested too deeply; if a number is not
+            finite or has more than 64 bits; if a text has characters that steer a terminal.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no record {path}")
+    try:
+        content = load_json(path, max_bytes=RECORD_BYTES, max_depth=RECORD_DEPTH)
+        _check_values(content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON of a record: {error}") from error
+    return content
+
+
+def _check_values(content: Any) -> None:
+    """Raise ValueError for a text that steers a terminal, or a number that no record has."""
+    waiting = [content]
+    while waiting:
+        match waiting.pop():
+            case str(text) if steering := find_steering(text):
+                raise ValueError(f"{without_steering(text)[:80]!r} has the character {steering}")
+            case float(number) if not math.isfinite(number):
+                raise ValueError(f"the number {json.dumps(number)} is not finite")
+            case int(number) if abs(number) > RECORD_INT:
+                raise ValueError("a number in it has more than 64 bits")
+            case list(items):
+                waiting += items
+            case dict(section):
+                waiting += [*section, *section.values()]
+
+
+def read_losses(record_path: Path | str) -> np.ndarray:
+    """Return the per-token losses beside a record, (N-1,) float32 in nats; of a comparison, its scores.
+
+    Raises:
+        ValueError: if they are missing or damaged, or not finite numbers.
     """
     path = Path(record_path).with_suffix(".npy")
     try:
-        losses: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"cannot read the losses of {record_path} from {path}: {error}") from error
+        losses = read_array(path)
+    except ValueError as error:
+        raise ValueError(f"cannot read the losses of {record_path}: {error}") from error
+    if losses.dtype not in (np.float32, np.float64) or losses.ndim == 0 or not np.isfinite(losses).all():
+        raise ValueError(
+            f"cannot read the losses of {record_path} from {path}: they are not finite floating-point numbers"
+        )
     return losses
 
 

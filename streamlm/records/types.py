@@ -1,10 +1,10 @@
 """The fields of the records, as JSON has them."""
 
-import re
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 Record = Mapping[str, Any]  # of any sort
+Pair = Annotated[list[float], 2]  # low and high
 
 
 class Environment(TypedDict):
@@ -30,11 +30,34 @@ class Tokens(TypedDict):
     sha256: str
 
 
+class ScoredTokens(Tokens):
+    """Which token ids were read, and how many were scored."""
+
+    scored: int
+
+
+class Bootstrap(TypedDict):
+    """Settings of the intervals."""
+
+    block: int
+    resamples: int
+    confidence: float
+    seed: int
+
+
+class Geometry(TypedDict):
+    """What one run of a summary keeps."""
+
+    n_sink: int
+    window_size: int
+    capacity: int
+
+
 class Scores(TypedDict):
     """Mean loss and perplexity of some tokens, with its interval."""
 
     perplexity: float
-    perplexity_interval: list[float]
+    perplexity_interval: Pair
     nll_nats: float
     interval_blocks: float
 
@@ -50,9 +73,13 @@ class Increase(TypedDict):
     """By how much losses exceed others, token by token on the same tokens."""
 
     nll_difference_nats: float
-    nll_difference_interval: list[float]
+    nll_difference_interval: Pair
     ppl_increase_percent: float
-    ppl_increase_percent_interval: list[float]
+    ppl_increase_percent_interval: Pair
+
+
+class Compared(Tail, Increase):
+    """Some tokens, alone and paired with dense."""
 
 
 class Outcome(Scores):
@@ -73,6 +100,40 @@ class Metrics(TypedDict):
     ppl_increase_percent: float | None
 
 
+class MethodResult(Geometry):
+    """One method of the main comparison."""
+
+    streaming: Outcome
+    metrics: Metrics
+    common: Compared
+
+
+class AblationRow(MethodResult):
+    """One geometry on one text."""
+
+    dataset: str
+
+
+class DenseText(Outcome):
+    """Dense on one text of an ablation."""
+
+    tokens: ScoredTokens
+    common: Tail | None
+
+
+class LongStreamRow(Geometry):
+    """One run along a long text."""
+
+    method: str
+    streaming: Outcome
+    tokens_seen: list[int]
+    running_perplexity: list[float]
+    running_interval: list[Pair]
+    part_difference_nats: list[float]
+    kv_bytes: list[float]
+    past_trained_length: Compared | None
+
+
 class Recomputed(TypedDict):
     """The sample of tokens for which a window was computed from scratch."""
 
@@ -81,7 +142,7 @@ class Recomputed(TypedDict):
     positions: list[int]
     losses_nats: list[float]
     difference_nats: float | None
-    difference_interval: list[float] | None
+    difference_interval: Pair | None
 
 
 class RunRecord(TypedDict):
@@ -96,15 +157,16 @@ class RunRecord(TypedDict):
     capacity: int
     layers: NotRequired[list[Record]]  # what how many layers keep
     storage: str
+    yarn: NotRequired[float]  # how many times the trained length positions were stretched to
     protocol: str
     confidence: float
-    bootstrap: dict[str, Any]
+    bootstrap: Bootstrap
     baseline: Outcome | None
     streaming: Outcome
     metrics: Metrics
     common: NotRequired[Record | None]
     recomputed: NotRequired[Recomputed]
-    tokens: Record
+    tokens: ScoredTokens
     warnings: list[str]
     environment: Environment
 
@@ -128,7 +190,7 @@ class LongRunRecord(TypedDict):
 class ResultRecord(RunRecord):
     """The main comparison of one text: the streaming run, and every method."""
 
-    methods: dict[str, Record]
+    methods: dict[str, MethodResult]
 
 
 class AblationRecord(TypedDict):
@@ -140,29 +202,77 @@ class AblationRecord(TypedDict):
     protocol: str
     confidence: float
     environment: Environment
-    baseline: dict[str, Record]
-    rows: list[Record]
+    baseline: dict[str, DenseText]
+    rows: list[AblationRow]
 
 
-class LongStreamRecord(TypedDict):
-    """Runs along one text far past the trained length."""
+class TextRecord(TypedDict):
+    """What a record on one text says first."""
 
     model: str
     trained_length: int | None
     dataset: str
     protocol: str
     confidence: float
-    tokens: Record
     environment: Environment
+
+
+class LongStreamRecord(TextRecord):
+    """Runs along one text far past the trained length."""
+
+    tokens: ScoredTokens
     part: int
-    rows: list[Record]
+    rows: list[LongStreamRow]
+
+
+class PressScores(Scores):
+    """What one cache gave on one text under kvpress, or beside it."""
+
+    kl_nats: float
+    kl_nats_interval: Pair
+    top1_agreement: float
+    prefill_sec: float
+    step_ms: float
+    kv_bytes: int
+
+
+class BudgetScores(PressScores):
+    """The same where a context was cut once."""
+
+    capacity: int
+    kv_bytes_at_end: int
+
+
+class CompressionText(TypedDict):
+    """One text after contexts that were cut once."""
+
+    dataset: str
+    tokens: Tokens
+    dense: BudgetScores
+    budgets: list[BudgetScores]
+
+
+class DecodingText(TypedDict):
+    """One text, token by token."""
+
+    dataset: str
+    tokens: Tokens
+    methods: dict[str, PressScores]
+
+
+class PressResult(TypedDict):
+    """One method of a comparison with kvpress."""
+
+    method: str
+    refused: str | None
+    budgets: list[BudgetScores]
 
 
 class CompressionRecord(TypedDict):
     """One method after contexts that were cut once, at several budgets."""
 
     model: str
-    bootstrap: dict[str, Any]
+    bootstrap: Bootstrap
     confidence: float
     environment: Environment
     method: str
@@ -170,20 +280,20 @@ class CompressionRecord(TypedDict):
     protocol: str
     contexts: dict[str, int]
     refused: str | None
-    texts: list[Record]
+    texts: list[CompressionText]
 
 
 class DecodingRecord(TypedDict):
     """Every method token by token, with equal capacity."""
 
     model: str
-    bootstrap: dict[str, Any]
+    bootstrap: Bootstrap
     confidence: float
     environment: Environment
     n_sink: int
     protocol: str
     decoded: dict[str, int]
-    texts: list[Record]
+    texts: list[DecodingText]
 
 
 class ComparisonRecord(TypedDict):
@@ -197,8 +307,9 @@ class ComparisonRecord(TypedDict):
     contexts: dict[str, int]
     confidence: float
     environment: Record
-    dense: Record
-    methods: dict[str, Record]
+    dense: BudgetScores
+    paired_with: list[str]  # the methods that every entry has a difference to
+    methods: dict[str, PressResult]
 
 
 class Timing(TypedDict):
@@ -207,7 +318,7 @@ class Timing(TypedDict):
     median: float
     p95: float
     runs: list[float]
-    spread: list[float]
+    spread: Pair
 
 
 class LatencyRecord(TypedDict):
@@ -224,52 +335,9 @@ class LatencyRecord(TypedDict):
     n_sink: int
     window_size: int
     protocol: str
-    decoded: dict[str, int]
+    decoded: dict[str, Any]
     step_ms: Timing
     cache_ms: float | None
     compile_sec: NotRequired[float]  # what the step took to compile, once
     kv_bytes: int
     step_peak_bytes: int | None
-
-
-def check_record(record: Mapping[str, Any], record_type: Any, name: str) -> None:
-    """Raise ValueError unless a record has the fields of a type, at every depth.
-
-    Args:
-        record: as it was read.
-        record_type: one of the TypedDicts here.
-        name: of the record, in the message.
-    """
-    for path, fits in _fields(record, record_type, ""):
-        if not fits:
-            what = re.sub(r"\B([A-Z])", r" \1", record_type.__name__).lower()  # RunRecord: run record
-            raise ValueError(
-                f"{name} is not a {what} of this version of streamlm: {path!r} is missing or of another "
-                "type; measure again, or use the version that made it"
-            )
-
-
-def _fields(value: Any, wanted: Any, path: str) -> Any:
-    """Yield the path of every field that a type requires, and whether the value has it."""
-    if is_typeddict(wanted):
-        if not isinstance(value, Mapping):
-            yield path, False
-            return
-        hints = get_type_hints(wanted)
-        for key in sorted(wanted.__required_keys__):
-            where = f"{path}.{key}".strip(".")
-            if key in value:
-                yield from _fields(value[key], hints[key], where)
-            else:
-                yield where, False
-        return
-    choices = get_args(wanted) if type(None) in get_args(wanted) else (wanted,)
-    if value is None:
-        yield path, type(None) in choices
-        return
-    (choice,) = (part for part in choices if part is not type(None))
-    if is_typeddict(choice):
-        yield from _fields(value, choice, path)
-    elif choice is not Any:
-        plain = get_origin(choice) or choice
-        yield path, isinstance(value, (int, float) if plain is float else plain)

@@ -2,9 +2,17 @@
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain, dropwhile
 from pathlib import Path
+from typing import IO
+
+from streamlm import limits
+from streamlm.characters import without_steering
+
+READ_BYTES = 1 << 16  # of a file, at once
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,8 @@ class Document:
 
 def squeeze(text: str) -> str:
     """Remove spaces at line ends, and all but one of consecutive blank lines."""
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE)).strip()
+    lines = "\n".join(line.rstrip() for line in text.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 _GUTENBERG_HEAD = re.compile(
@@ -44,9 +53,7 @@ def gutenberg_document(name: str, raw: bytes) -> Document:
     text = _decode_gutenberg(name, raw).replace("\r\n", "\n")
     start = max((mark.end() for mark in _GUTENBERG_HEAD.finditer(text)), default=0)
     paragraphs = squeeze(_GUTENBERG_TAIL.sub("", text[start:])).split("\n\n")
-    while paragraphs and _GUTENBERG_CREDIT.match(paragraphs[0]):
-        del paragraphs[0]
-    text = "\n\n".join(paragraphs)
+    text = "\n\n".join(dropwhile(_GUTENBERG_CREDIT.match, paragraphs))
     if not text:
         raise ValueError(f"{name} has no text after the Project Gutenberg header; leave it out")
     if left := re.search(r"^.*(?:Project Gutenberg|\betext\b).*", text, re.IGNORECASE | re.MULTILINE):
@@ -54,13 +61,15 @@ def gutenberg_document(name: str, raw: bytes) -> Document:
     return Document(title=text.partition("\n")[0].strip(), text=text)
 
 
-_DECLARED = re.compile(rb"^Character set encoding:[ \t]*([^\r\n]*?)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_DECLARED = re.compile(rb"^Character set encoding:([^\r\n]*+)\r?$", re.IGNORECASE | re.MULTILINE)
 # Names that Python does not know. What calls itself Latin-1 or ASCII often has the quotes of cp1252.
 _ENCODINGS = {
     **dict.fromkeys(["isolatin1", "iso88591", "latin1", "ascii", "usascii"], "cp1252"),
     "unicodeutf8": "utf-8",
     "macroman": "mac-roman",
 }
+# Python's own notations, which it also calls encodings: slow on long texts, or of characters that none has.
+_NO_CHARACTER_SETS = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "utf-7"}
 
 
 def _decode_gutenberg(name: str, raw: bytes) -> str:
@@ -71,10 +80,12 @@ def _decode_gutenberg(name: str, raw: bytes) -> str:
     except UnicodeDecodeError:
         declared = _DECLARED.search(raw)
     # Without one, a library could only guess: it takes "Æneas, café" for Arabic.
-    said = "" if declared is None else declared[1].decode("ascii", "replace")
+    said = "" if declared is None else declared[1].strip().decode("ascii", "replace")
     plain = re.sub(r"[^a-z0-9]", "", said.lower()).replace("codepage", "cp")
     encoding = _ENCODINGS.get(plain, plain if plain.startswith("cp") else said)
     try:
+        if "\0" in encoding or codecs.lookup(encoding).name in _NO_CHARACTER_SETS:
+            raise LookupError
         return raw.decode(encoding)
     except LookupError:
         raise ValueError(
@@ -85,7 +96,8 @@ def _decode_gutenberg(name: str, raw: bytes) -> str:
         raise ValueError(f"{name} is not in {said}, as it says ({error}); convert it to UTF-8") from error
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
+# C0 and C1; lone surrogates, which no encoding writes and JSON can spell.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_characters(name: str, text: str) -> None:
@@ -93,8 +105,8 @@ def check_characters(name: str, text: str) -> None:
     if found := _CONTROL.search(text):
         before = text[max(0, found.start() - 20) : found.start()]
         raise ValueError(
-            f"{name} has the control character U+{ord(found[0]):04X} after {before!r}: it is no text, or "
-            "is not in this encoding; convert it to UTF-8, or remove the character"
+            f"{without_steering(name)} has the control character U+{ord(found[0]):04X} after {before!r}: it "
+            "is no text, or is not in this encoding; convert it to UTF-8, or remove the character"
         )
 
 
@@ -102,15 +114,40 @@ def text_document(name: str, raw: bytes) -> Document:
     """Return a UTF-8 file as one document, unchanged.
 
     Raises:
-        ValueError: it is blank or not UTF-8.
+        ValueError: as `text_pieces` does.
     """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 ({error}); convert it first") from error
-    if not text.strip():
-        raise ValueError(f"{name} has no text; use a file with at least one word")
-    return Document(title=Path(name).stem, text=text)
+    return Document(title=Path(name).stem, text="".join(text_pieces(name, BytesIO(raw))))
+
+
+def text_pieces(name: str, file: IO[bytes]) -> Iterator[str]:
+    """Yield a UTF-8 file piece by piece, unchanged.
+
+    Args:
+        name: of the file, in messages.
+        file: open to read.
+
+    Raises:
+        ValueError: if what was read so far is not UTF-8 or has control characters, or all of it is blank.
+    """
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    n_read, blank, shown = 0, True, without_steering(name)
+    for raw in chain(iter(lambda: file.read(READ_BYTES), b""), [b""]):
+        try:
+            text = decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{shown} is not UTF-8 ({error.reason}, near byte {n_read + error.start}); convert it first"
+            ) from error
+        n_read += len(raw)
+        if n_read > limits.TEXT_BYTES:
+            raise ValueError(
+                f"{shown} has more than {limits.TEXT_BYTES:,} bytes; use --max-eval-tokens or a part"
+            )
+        check_characters(name, text)
+        blank = blank and not text.strip()
+        yield text
+    if blank:
+        raise ValueError(f"{shown} has no text; use a file with at least one word")
 
 
 _ARTICLE = re.compile(r" = (?!= )(.+?)(?<! =) = ")

@@ -19,8 +19,12 @@ from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from streamlm.cache.folder import FolderError, explained_folder, reason_of
+from streamlm.cache.stored import Stored
+from streamlm.limits import MODEL_SIZE
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source, check_archive, extract_members
+from streamlm.sources.gguf_header import Header, read_header
 
 Metadata = dict[str, Any]
 
@@ -39,12 +43,14 @@ def convert_gguf(gguf_file: Path, out_dir: Path, title: str) -> None:
         ValueError: the file is missing, not GGUF or one part of a model; its tokenizer or its rotary scaling
             is not supported; or a weight is not in it.
     """
-    meta = read_metadata(gguf_file)
-    check_whole(gguf_file, meta)
-    scaling = rope_scaling(gguf_file, meta)
-    tokenizer = build_tokenizer(meta)
+    header = read_gguf_header(gguf_file)
+    with explained_folder(str(gguf_file), _REMEDY):
+        check_whole(gguf_file, header.meta)
+        _check_model(header)
+        scaling = rope_scaling(gguf_file, header)
+        tokenizer = build_tokenizer(header.meta)
     with atomic_path(out_dir) as folder:
-        _convert_weights(gguf_file, folder, title, scaling)
+        _convert_weights(gguf_file, header, folder, title, scaling)
         tokenizer.save_pretrained(folder)
 
 
@@ -70,28 +76,49 @@ def convert_model(source: Source, file: Path, out_dir: Path, title: str) -> None
         convert_gguf(gguf_file, out_dir, title)
 
 
-def read_metadata(gguf_file: Path) -> Metadata:
-    """Return every key of the file's header, without reading tensors."""
+def read_gguf_header(gguf_file: Path) -> Header:
+    """Return what a file's header says, without reading tensors; ValueError if it cannot be one."""
     try:
-        fields = GGUFReader(gguf_file).fields
-    except (OSError, ValueError, IndexError) as error:
+        return read_header(gguf_file)
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot read {gguf_file} as GGUF ({error}); delete it and fetch it again"
+            f"cannot read {gguf_file} as GGUF ({reason_of(error)}); delete it and fetch it again"
         ) from error
-    return {key: field.contents() for key, field in fields.items()}
+
+
+def _check_model(header: Header) -> None:
+    """Raise ValueError unless a header has weights, and numbers that a model can have."""
+    architecture = header.meta.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ValueError("it has no general.architecture")
+    if not header.tensors:
+        raise ValueError("it has no weights, only a vocabulary")
+    for key, value in header.meta.items():
+        is_size = key.startswith(f"{architecture}.") and not any(word in key for word in _NO_SIZE)
+        if is_size and isinstance(value, (int, float)) and not abs(value) <= MODEL_SIZE:
+            raise ValueError(f"{key:.80} is {value:g}, and no size of a model is above {MODEL_SIZE:,}")
+    length = header.meta.get(f"{architecture}.context_length")
+    if type(length) is not int or length < 1:
+        raise ValueError(
+            f"{architecture}.context_length is {length!r:.60}, and a number above 0 was expected"
+        )
+
+
+_NO_SIZE = ("context", "rope", "window")  # numbers of tokens, and bases of frequencies
+_REMEDY = "fetch it again, or take the model's safetensors"
 
 
 def check_whole(gguf_file: Path, meta: Metadata) -> None:
     """Raise ValueError if a file is one part of a model: transformers 5.2.0 fills the others at random."""
     parts = int(meta.get("split.count", 1))
     if parts > 1:
-        raise ValueError(
+        raise FolderError(
             f"{gguf_file} is part {1 + int(meta.get('split.no', 0))} of {parts} of a model; join them with "
             "llama.cpp's `llama-gguf-split --merge`, and take the file that it writes"
         )
 
 
-def rope_scaling(gguf_file: Path, meta: Metadata) -> Metadata:
+def rope_scaling(gguf_file: Path, header: Header) -> Metadata:
     """Return the rotary scaling in the header, as transformers' `rope_parameters` have it; empty for none.
 
     transformers 5.2.0 drops it.
@@ -99,14 +126,16 @@ def rope_scaling(gguf_file: Path, meta: Metadata) -> Metadata:
     Raises:
         ValueError: the model scales in another way than linearly.
     """
-    keys = f"{meta.get('general.architecture')}.rope."
+    meta = header.meta
+    keys = f"{meta['general.architecture']}.rope."
     kind = meta.get(f"{keys}scaling.type", "linear")
     factor = float(meta.get(f"{keys}scaling.factor") or meta.get(f"{keys}scale_linear") or 1)
-    by_tensor = [tensor for tensor in GGUFReader(gguf_file).tensors if tensor.name.startswith("rope_")]
-    if any((tensor.data != 1).any() for tensor in by_tensor):
-        kind = by_tensor[0].name
+    if any(tensor.name.startswith("rope_") for tensor in header.tensors):
+        by_tensor = [tensor for tensor in GGUFReader(gguf_file).tensors if tensor.name.startswith("rope_")]
+        if any((tensor.data != 1).any() for tensor in by_tensor):
+            kind = by_tensor[0].name
     if kind not in ("none", "linear"):
-        raise ValueError(
+        raise FolderError(
             f"{gguf_file} scales its rotary positions by {kind!r}, which cannot be carried over to "
             "transformers; take the model's safetensors instead"
         )
@@ -121,11 +150,12 @@ def build_tokenizer(meta: Metadata) -> PreTrainedTokenizerFast:
     """
     kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
-        raise ValueError(
+        raise FolderError(
             f"unsupported GGUF tokenizer: tokenizer.ggml.model={kind!r}, tokenizer.ggml.pre={pre!r}; "
             f"supported are model 'gpt2' with pre {' or '.join(map(repr, _PRE_TOKENIZERS))}; "
             "use the model's original tokenizer instead"
         )
+    _check_vocabulary(meta)
     return PreTrainedTokenizerFast(
         tokenizer_object=_bpe(meta, _PRE_TOKENIZERS[pre]()),
         add_bos_token=bool(meta.get("tokenizer.ggml.add_bos_token", False)),
@@ -134,6 +164,27 @@ def build_tokenizer(meta: Metadata) -> PreTrainedTokenizerFast:
         model_max_length=meta[f"{meta['general.architecture']}.context_length"],
         **_special_names(meta),
     )
+
+
+def _check_vocabulary(meta: Metadata) -> None:
+    """Raise ValueError unless tokens, their types, merges and special tokens are of one vocabulary."""
+    for key, kind in (("tokens", str), ("token_type", int), ("merges", str)):
+        value = meta.get(f"tokenizer.ggml.{key}")
+        if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+            raise ValueError(f"tokenizer.ggml.{key} is no list of {kind.__name__}")
+    tokens, kinds, merges = (meta[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
+    known = set(tokens)
+    if len(known) < len(tokens) or len(kinds) != len(tokens) or "" in known:
+        raise ValueError(
+            f"its {len(tokens)} tokens are not all different, or not {len(kinds)} as their types"
+        )
+    for merge in merges:
+        if merge.count(" ") != 1 or not known.issuperset((*merge.split(" "), merge.replace(" ", ""))):
+            raise ValueError(f"the merge {merge!r:.60} is not of two tokens to a third")
+    for key in _SPECIAL.values():
+        token = meta.get(f"tokenizer.ggml.{key}_token_id")
+        if token is not None and (type(token) is not int or not 0 <= token < len(tokens)):
+            raise ValueError(f"its {key} token is {token!r:.60}, outside the vocabulary of {len(tokens)}")
 
 
 def _byte_level() -> pre_tokenizers.PreTokenizer:
@@ -164,10 +215,12 @@ def _bpe(meta: Metadata, pre_tokenizer: pre_tokenizers.PreTokenizer) -> Tokenize
 
 def _special_names(meta: Metadata) -> dict[str, str]:
     """Return the special tokens whose ids are in the metadata, by transformers' names."""
-    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
     tokens = meta["tokenizer.ggml.tokens"]
     return {name: tokens[i] for name, i in ids.items() if i is not None}
+
+
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def _unpacked() -> Metadata:
@@ -176,30 +229,50 @@ def _unpacked() -> Metadata:
     return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
-def _convert_weights(gguf_file: Path, folder: Path, title: str, scaling: Metadata) -> None:
-    with redirect_stderr(io.StringIO()):  # hides progress bars; no transformers setting stops all of them
+def _convert_weights(gguf_file: Path, header: Header, folder: Path, title: str, scaling: Metadata) -> None:
+    model = _read_weights(gguf_file, header)
+    # transformers 5.24 does not save a model that it read from GGUF, though its weights are unpacked.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    model.config.streamlm_title = title
+    if scaling:
+        model.config.rope_parameters = {**model.config.rope_parameters, **scaling}
+    try:
+        with redirect_stderr(io.StringIO()):
+            model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(
+            f"cannot write the weights of {title}: {error}; free some space and try again"
+        ) from error
+
+
+def _read_weights(gguf_file: Path, header: Header) -> Any:
+    """Return the model in a file; ValueError unless its weights are those in the file, all of them."""
+    weights = [tensor.elements for tensor in header.tensors if not tensor.name.startswith("rope_")]
+    stored = Stored(len(weights), sum(weights))
+    with (
+        tempfile.TemporaryDirectory() as place,  # beside a file, transformers reads what else is there
+        explained_folder(str(gguf_file), _REMEDY),
+        stored.bounding(n_models=2),  # transformers builds one to find the names of the weights
+        redirect_stderr(io.StringIO()),  # hides progress bars; no transformers setting stops all of them
+    ):
+        (Path(place) / "model.gguf").symlink_to(gguf_file.resolve())
         model, report = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent,
-            gguf_file=gguf_file.name,
+            place,
+            gguf_file="model.gguf",
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
             **_unpacked(),
         )
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"{gguf_file} lacks {len(missing)} of the model's weights, such as {missing[0]}; fetch it "
-                "again, or take the model's safetensors"
-            )
-        # transformers 5.24 does not save a model that it read from GGUF, though its weights are unpacked.
-        model.hf_quantizer = None
-        vars(model.config).pop("quantization_config", None)
-        model.config.streamlm_title = title
-        if scaling:
-            model.config.rope_parameters = {**model.config.rope_parameters, **scaling}
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:
-            raise OSError(
-                f"cannot write the weights of {title}: {error}; free some space and try again"
-            ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{gguf_file} lacks {len(missing)} of the model's weights, such as {missing[0]}; {_REMEDY}"
+        )
+    taken = sum(parameter.numel() for parameter in model.parameters())
+    if taken != stored.elements:
+        raise ValueError(
+            f"{gguf_file} holds {stored.elements:,} weights, of which transformers reads {taken:,}, so that "
+            "the model would be another; take the model's safetensors"
+        )
+    return model

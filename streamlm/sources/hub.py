@@ -5,8 +5,8 @@ stay in its cache and are copied from there, so a run after a failure fetches on
 from a hub is ever run: weights are safetensors or GGUF, texts are parquet.
 
 huggingface_hub 1.33 requests a file up to six times after status 429 or 5xx (waiting as `Retry-After` says),
-but a listing only once, without a time limit; and it checks sizes, not hashes. A limit and hash checks are
-added here.
+but a listing only once; and it checks sizes, not hashes. Hash checks are added here, and the hub is not
+trusted in what it answers (`hub_client`).
 """
 
 import hashlib
@@ -21,15 +21,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, set_client_factory, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
+from streamlm import limits
 from streamlm.extras import need
+from streamlm.input_files import load_json
 from streamlm.records.files import atomic_path
 from streamlm.sources.archives import Source
-from streamlm.sources.hub_errors import OTHERWISE, explain, http
+from streamlm.sources.hub_client import checked_client, is_inside
+from streamlm.sources.hub_errors import OTHERWISE, HubUnreachable, explain, is_unreachable, shown
 
 _MODEL_FILES = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -53,20 +55,25 @@ def named_model(name: Path) -> tuple[Path, str | None]:
     if (found := parse_repo(str(name))) is None:
         return name, None
     try:
-        return model_snapshot(**found), str(name)
+        return model_snapshot(found["repo"], found["revision"]), str(name)
     except ValueError as error:
         raise ValueError(f"there is no folder {name}; as a name on the hub: {error}") from error
 
 
-def model_snapshot(repo: str, revision: str) -> Path:
+def model_snapshot(repo: str, revision: str, max_gb: float = limits.HUB_MODEL_GB) -> Path:
     """Fetch config, tokenizer and safetensors of a model, check their hashes, and return the cached folder.
+
+    Args:
+        repo: ``org/name``.
+        revision: branch, tag or commit.
+        max_gb: how many gigabytes are fetched at most.
 
     Raises:
         ValueError: why it cannot be fetched and what to do, in one line; or the model needs pickles or code.
     """
     from transformers import CONFIG_MAPPING
 
-    folder = snapshot(repo, revision, "model", _MODEL_FILES)
+    folder = snapshot(repo, revision, "model", _MODEL_FILES, max_gb)
     names = {file.name for file in matching(folder, _MODEL_FILES)}
     if not any(name.endswith(".safetensors") for name in names):
         raise ValueError(
@@ -77,11 +84,11 @@ def model_snapshot(repo: str, revision: str) -> Path:
     for name in ("config.json", "tokenizer.json"):
         if name not in names:
             raise ValueError(f"{repo} at {revision} has no {name}; use a repository of a complete model")
-    kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
-    if kind not in CONFIG_MAPPING:
+    kind = _read_config(folder, repo).get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ValueError(
-            f"{repo} is a model of type {kind!r}, which transformers does not know without the repository's "
-            "own code, and no code from a hub is run; use another model"
+            f"{repo} is a model of type {shown(repr(kind))}, which transformers does not know without the "
+            "repository's own code, and no code from a hub is run; use another model"
         )
     return folder
 
@@ -90,7 +97,8 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
     """Write the transformers folder of a model on the hub; on failure nothing is written.
 
     Args:
-        source: `repo` and `revision`; `gguf`, if given, is the GGUF file to convert.
+        source: `repo` and `revision`; `gguf`, if given, is the GGUF file to convert; `max_gb`, if given, is
+            how many gigabytes are fetched at most.
         out_dir: the folder to write; an older one is replaced.
         title: the model's full name, written to config.json as `streamlm_title`.
 
@@ -98,26 +106,61 @@ def fetch_model(source: Source, out_dir: Path, title: str) -> None:
         ValueError: see `model_snapshot`.
     """
     repo, revision = source["repo"], source["revision"]
+    max_gb = source.get("max_gb", limits.HUB_MODEL_GB)
     if gguf := source.get("gguf"):
         need("accelerate", "gguf")
         from streamlm.sources.gguf import convert_gguf
 
-        convert_gguf(snapshot(repo, revision, "model", [gguf]) / gguf, out_dir, title)
+        convert_gguf(_gguf_snapshot(repo, revision, gguf, max_gb), out_dir, title)
         return
-    cached = model_snapshot(repo, revision)
+    cached = model_snapshot(repo, revision, max_gb)
     with atomic_path(out_dir) as folder:
         folder.mkdir()
         for file in matching(cached, _MODEL_FILES):
             shutil.copyfile(file, folder / file.name)
-        config = json.loads((folder / "config.json").read_bytes())
+        config = _read_config(folder, repo)
         config |= {"streamlm_title": title, "streamlm_commit": cached.name}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str]) -> Path:
+def _gguf_snapshot(repo: str, revision: str, name: str, max_gb: float) -> Path:
+    """Fetch a GGUF file, check its hash, and return its cached path."""
+    if not is_inside(name):
+        raise ValueError(f"gguf {name!r} is not a file of {repo}; use a name from its list of files")
+    file = snapshot(repo, revision, "model", [name], max_gb) / name
+    if not file.is_file():
+        raise ValueError(f"{repo} at {revision} has no {name}; use a name from its list of files")
+    return file
+
+
+def _read_config(folder: Path, repo: str) -> dict[str, Any]:
+    """Return what config.json has; raise ValueError if that is not a section of JSON."""
+    try:
+        config = load_json(folder / "config.json", max_bytes=limits.JSON_BYTES, max_depth=limits.JSON_DEPTH)
+        if isinstance(config, dict):
+            return config
+        raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise ValueError(
+            f"config.json of {repo} cannot be read: {shown(str(error))}; use another model"
+        ) from error
+
+
+class _Bar(tqdm):
+    """A bar at the terminal itself: by way of sys.stderr, commands let nothing move the cursor."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"file": sys.__stderr__})  # type: ignore[no-untyped-call]
+
+
+def snapshot(repo: str, revision: str, repo_type: str, patterns: Sequence[str], max_gb: float) -> Path:
     """Fetch the matching files, check their hashes, and return their cached folder, named for the commit."""
-    with explained(repo, revision):
-        found = snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=[*patterns])
+    if not is_inside(revision):
+        raise ValueError(f"{revision!r} is not a revision of {repo}; use a branch, tag or commit")
+    with explained(repo, revision, max_gb):
+        found = snapshot_download(
+            repo, repo_type=repo_type, revision=revision, allow_patterns=[*patterns], tqdm_class=_Bar
+        )
     folder = Path(found)
     files = matching(folder, patterns)
     _check_hashes(files, repo)
@@ -138,10 +181,10 @@ def _check_hashes(files: Sequence[Path], repo: str) -> None:
         file.resolve().unlink(missing_ok=True)
         file.unlink()
     if wrong:
-        names = ", ".join(file.name for file in wrong)
+        names = shown(", ".join(file.name for file in wrong))
         raise ValueError(
-            f"{names} of {repo} came from {constants.ENDPOINT} with another hash than announced; deleted; "
-            f"try again, and if it happens again do not trust this hub, {OTHERWISE}"
+            f"{names} of {repo} came from {shown(constants.ENDPOINT)} with another hash than announced; "
+            f"deleted; try again, and if it happens again do not trust this hub, {OTHERWISE}"
         )
 
 
@@ -154,8 +197,8 @@ def _check_parts(files: Sequence[Path], repo: str) -> None:
     for (stem, total, suffix), count in parts.items():
         if count != int(total):
             raise ValueError(
-                f"the cache has {count} of {int(total)} parts of {stem}{suffix} of {repo}; fetch them "
-                f"with `hf download {repo}` where there is a network, {OTHERWISE}"
+                f"the cache has {count} of {int(total)} parts of {shown(stem + suffix)} of {repo}; fetch "
+                f"them with `hf download {repo}` where there is a network, {OTHERWISE}"
             )
 
 
@@ -170,26 +213,14 @@ def _hash_fits(blob: Path) -> bool:
 
 
 @contextmanager
-def explained(repo: str, revision: str) -> Iterator[None]:
-    """Raise every error of the hub's clients as a ValueError of one line."""
-    set_client_factory(_limited_client)
+def explained(repo: str, revision: str, max_gb: float) -> Iterator[None]:
+    """Let the hub's clients fetch up to `max_gb`, and raise all their errors as a ValueError of one line."""
     hub_logging.set_verbosity(logging.ERROR)  # no warnings for its retries: only the last error counts
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        yield
+        with checked_client(max_gb):
+            yield
     except Exception as error:  # the clients share no narrower type
-        raise ValueError(f"cannot fetch {repo} at {revision} from {explain(error)}") from error
-
-
-def _limited_client() -> Any:
-    client = default_client_factory()
-    client.event_hooks["request"].append(_limit_wait)
-    return client
-
-
-def _limit_wait(request: Any) -> None:
-    """Give a request without a time limit that of a download, so that a silent hub cannot block a job."""
-    limits: dict[str, Any] = request.extensions.get("timeout", {})
-    if limits.get("read") is None:
-        request.extensions["timeout"] = http.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()
+        kind = HubUnreachable if is_unreachable(error) else ValueError
+        raise kind(f"cannot fetch {repo} at {revision} from {explain(error)}") from error

@@ -2,14 +2,17 @@
 
 import errno
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import constants, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import constants, get_token, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from streamlm.characters import without_steering
 
 # The client whose errors huggingface_hub lets through; from 2.0 on another one.
 http = importlib.import_module("httpx" if huggingface_hub.__version__.startswith("1.") else "httpx2")
@@ -18,20 +21,49 @@ _DEFAULT = "or run the packaged default experiment (config.yaml), which needs no
 OTHERWISE = f"use a mirror (HF_ENDPOINT) or a filled cache (HF_HOME with HF_HUB_OFFLINE=1), {_DEFAULT}"
 
 
+class HubUnreachable(ValueError):
+    """No hub answers, and its files are not in the cache."""
+
+
+class UntrustedAnswer(ValueError):
+    """A hub answers what no honest hub does, or more than is taken."""
+
+    def __init__(self, reason: str, remedy: str = "do not trust this hub: correct HF_ENDPOINT") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether an error of the clients says that there is no hub, rather than what is wrong on it."""
+    causes = list(_causes(error))
+    refused = any(isinstance(cause, HfHubHTTPError) or "SSL" in str(cause) for cause in causes)
+    silent = any(isinstance(cause, (http.ConnectError, http.TimeoutException)) for cause in causes)
+    missing = any(isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)) for cause in causes)
+    return not refused and (silent or (missing and is_offline_mode()))
+
+
 def explain(error: Exception) -> str:
-    """Return "ENDPOINT: what failed; remedy" for an error of huggingface_hub, datasets or their clients."""
+    """Return "ENDPOINT: what failed; remedy" for an error of huggingface_hub or its client."""
     for cause in _causes(error):
         if found := _known(cause):
             reason, remedy = found
-            return f"{constants.ENDPOINT}: {reason}; {remedy}, {OTHERWISE}"
+            return f"{shown(constants.ENDPOINT)}: {shown(reason)}; {remedy}, {OTHERWISE}"
     if is_offline_mode():
         return (
             f"the cache in HF_HOME ({constants.HF_HOME}), as HF_HUB_OFFLINE is set: it is not there; fill a "
             "cache with `hf download` where there is a network and copy it here, unset HF_HUB_OFFLINE "
             f"(and set HF_ENDPOINT to a mirror), {_DEFAULT}"
         )
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{constants.ENDPOINT}: {reason[:300]}; correct the source and try again, {OTHERWISE}"
+    reason = shown(str(error)) or type(error).__name__
+    return f"{shown(constants.ENDPOINT)}: {reason}; correct the source and try again, {OTHERWISE}"
+
+
+def shown(text: str) -> str:
+    """Return text as one line that is safe to show: short, without secrets and what steers a terminal."""
+    if token := get_token():
+        text = text.replace(token, "[HF_TOKEN]")
+    text = re.sub(r"(?<=://)[^/\s]+@", "", text)  # user and password in an address
+    return without_steering(" ".join(text.split()))[:300]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -48,6 +80,8 @@ def _known(error: BaseException) -> tuple[str, str] | None:
     match error:
         case LocalEntryNotFoundError():
             return None  # the local copy is missing too; the cause says why it was needed
+        case UntrustedAnswer():
+            return str(error), error.remedy
         case HfHubHTTPError():
             return _status(error.response)
         case http.TimeoutException():

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from streamlm.config import METHODS
-from streamlm.records.types import LatencyRecord, Record, check_record
+from streamlm.records.fields import check_record
+from streamlm.records.types import LatencyRecord, Record
+from streamlm.summaries.escape import escape_markdown
 from streamlm.summaries.main import COMPARABLE, describe_setting
 from streamlm.summaries.tables import Row, as_markdown, interval_text, mib, spread
 
@@ -151,7 +153,7 @@ def latency_summary(records: Sequence[Record], long_run: Record) -> str:
     trend, times = long_run["trend_percent_per_1000_tokens"], long_run["step_ms"]
     parts = [
         "# What a decoded token costs",
-        f"{describe_setting(first)}; {describe_decoding(first)}.",
+        escape_markdown(f"{describe_setting(first)}; {describe_decoding(first)}."),
         "Milliseconds are the median of all tokens, brackets the smallest and the largest of the medians of "
         f"{runs} runs, which enclose the true one with {confidence_of(runs):.0%} confidence. The methods of "
         "one size took turns, and ratios are taken within a turn. *KV* is what stays between two tokens, "

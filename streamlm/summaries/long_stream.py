@@ -27,7 +27,7 @@ def collect_long_stream(paths: Sequence[Path | str], cfg: BootstrapConfig) -> Re
     runs = [read_run(path) for path in paths]
     reference = runs[-1]
     for run in runs:
-        _check_prefix(run, reference)
+        check_prefix(run, reference)
     shared = ("model", "trained_length", "dataset", "protocol", "confidence", "tokens", "environment")
     return {
         **{key: reference.record[key] for key in shared},
@@ -36,7 +36,8 @@ def collect_long_stream(paths: Sequence[Path | str], cfg: BootstrapConfig) -> Re
     }
 
 
-def _check_prefix(run: Run, reference: Run) -> None:
+def check_prefix(run: Run, reference: Run) -> None:
+    """Raise ValueError unless a run is over the beginning of another's text, as that one is measured."""
     for what in ("model", "protocol", "dtype", "device", "processor", "thread count"):
         of = COMPARABLE[what]
         if of(run.record) != of(reference.record):

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from streamlm.config import METHODS, Method, StreamConfig
+from streamlm.config import METHODS, Method, StreamConfig, find_method
+from streamlm.records.fields import check_record
 from streamlm.records.files import hash_ids, read_losses, read_record
-from streamlm.records.types import Record, RunRecord, check_record
+from streamlm.records.types import Record, RunRecord
 from streamlm.stats import BootstrapConfig, Correction, Interval, after_token, paired_increase
-from streamlm.summaries.tables import CHANGE, Row, as_markdown, few_blocks, interval_text, with_interval
+from streamlm.summaries.tables import CHANGE, Row, interval_text, with_interval
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def with_baseline(run: Run, baseline: Run, first_token: int, cfg: BootstrapConfi
     """
     check_comparable([baseline.record, run.record])
     if baseline.record["method"] != "dense":
-        raise ValueError(f"the baseline must be a dense record, got {baseline.record['method']!r}")
+        raise ValueError(
+            f"the baseline must be a dense record (--method dense), got {baseline.record['method']!r}"
+        )
     ours, theirs = run.record["streaming"], baseline.record["streaming"]
     increase = paired_increase(run.losses, baseline.losses, cfg, correction=run.correction)
     seconds = ours["runtime_sec"]
@@ -111,7 +114,7 @@ def check_baseline(baseline: Run, ids: np.ndarray) -> None:
     record = baseline.record
     check_record(record, RunRecord, "the baseline")
     if record["method"] != "dense":
-        raise ValueError(f"the baseline must be a dense record, got {record['method']!r}")
+        raise ValueError(f"the baseline must be a dense record (--method dense), got {record['method']!r}")
     if record["tokens"]["sha256"] != hash_ids(ids):
         raise ValueError("records cannot be compared, their stream of tokens differs")
     nll = record["streaming"]["nll_nats"]
@@ -202,7 +205,7 @@ def each_method(results: Sequence[Record]) -> Iterator[tuple[Row, Record]]:
     check_comparable(results, same_stream=False)
     for result in results:
         for name, part in result["methods"].items():
-            method = METHODS[name]
+            method = find_method(name)
             names = {"text": result["dataset"], "method": method.title, "kept": kept_text(part, method)}
             yield names | {"sinks": part["n_sink"], "window": part["window_size"]}, part
 
@@ -272,50 +275,3 @@ def describe_setting(record: Record) -> str:
         f"{record['model']}, {environment['dtype']}, {environment['device']}, "
         f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
     )
-
-
-def _describe_sampled(result: Record) -> list[str]:
-    """Return a paragraph for every method that is estimated from a sample of tokens."""
-    return [
-        f"*{METHODS[name].title}* computes the last {part['capacity']} tokens from scratch for every token. "
-        f"That was done for {len(part['recomputed']['positions'])} seeded tokens of each text past the first "
-        "eviction; perplexities are those of streaming plus the mean paired difference there."
-        for name, part in result["methods"].items()
-        if "recomputed" in part
-    ]
-
-
-def experiment_summary(results: Sequence[Record], ablations: Sequence[Record]) -> str:
-    """Return `experiment_summary.md`: every number of the figures, and how to read it.
-
-    Raises:
-        ValueError: if the results are of different models, protocols or machines.
-    """
-    check_comparable(results, same_stream=False)
-    result = results[0]
-    parts = [
-        "# What sinks + window lose and save",
-        f"{describe_setting(result)}. {result['tokens']['count']} tokens of each text, one stream, "
-        f"{result['protocol']}.",
-        f"Brackets are {result['confidence']:.0%} intervals of a moving-block bootstrap; they speak of this "
-        "text, not of others. "
-        "*After eviction* counts only tokens past the capacity of the streaming cache: before it all "
-        "methods see the same. Changes are of token-by-token paired losses.",
-        "## Main comparison",
-        as_markdown(result_rows(results)),
-        "Scoring time compares single passes of the same block protocol over the text; it is not decoding "
-        "speed.",
-        *_describe_sampled(result),
-    ]
-    for ablation in ablations:
-        parts += [
-            f"## Ablation of {ablation['ablation']}",
-            f"All rows are judged on the tokens from {ablation['first_token']} on, past the largest "
-            "capacity.",
-            as_markdown(ablation_rows([ablation])),
-        ]
-    judged = [result["common"] for result in results]
-    judged += [row["common"] for ablation in ablations for row in ablation["rows"]]
-    if note := few_blocks([part["interval_blocks"] for part in judged]):
-        parts.insert(2, f"**{note}: score more tokens.**")
-    return "\n\n".join(parts) + "\n"

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from streamlm.presses.grammar import OURS, STREAMLM
+from streamlm.presses.grammar import DENSE_PREFILL, OURS, STREAMLM
 from streamlm.records.types import CompressionRecord, DecodingRecord, Record
-from streamlm.stats import BootstrapConfig, paired_increase
-from streamlm.summaries.main import Run, check_comparable, describe_setting, read_run
-from streamlm.summaries.tables import CHANGE, Row, as_markdown, few_blocks, mib, with_interval
+from streamlm.stats import BootstrapConfig, block_bootstrap, paired_increase
+from streamlm.summaries.main import Run, check_comparable, read_run
+from streamlm.summaries.tables import CHANGE, Row, mib, with_interval
 
 read_compression = partial(read_run, record_type=CompressionRecord)
 read_decoding = partial(read_run, record_type=DecodingRecord)
@@ -22,7 +21,7 @@ NAMES = {
     "streamlm_dense_prefill": "streamlm, prefilled densely",
     "StreamingLLMPress": "StreamingLLMPress as it is",
     "KeyRerotationPress": "StreamingLLMPress, keys re-rotated",
-    "kvpress_faithful": "kvpress used faithfully",
+    "kvpress_faithful": "kvpress, re-rotated, interval 1",
 }
 
 
@@ -63,10 +62,16 @@ def _text_of(record: Record, dataset: str) -> Record:
     return {**{key: value for key, value in record.items() if key != "texts"}, **found}
 
 
-def _losses_of(run: Run, dataset: str) -> np.ndarray:
-    """Return the losses of one text, of several."""
-    losses: np.ndarray = run.losses[[text["dataset"] for text in run.record["texts"]].index(dataset)]
-    return losses
+def _scores_of(run: Run, dataset: str) -> np.ndarray:
+    """Return the losses and divergences of one text: (2, methods, tokens).
+
+    Raises:
+        ValueError: if another version wrote them.
+    """
+    if run.losses.ndim != 4:
+        raise ValueError("a comparison of another version of streamlm has no divergences; measure again")
+    scores: np.ndarray = run.losses[:, [text["dataset"] for text in run.record["texts"]].index(dataset)]
+    return scores
 
 
 def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapConfig) -> Record:
@@ -75,27 +80,32 @@ def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapCo
     first = texts[STREAMLM]
     check_comparable([first, *texts.values()])
     for label, text in texts.items():
-        if text["contexts"] != first["contexts"] or text["n_sink"] != first["n_sink"]:
+        capacities = [[entry["capacity"] for entry in each["budgets"]] for each in (text, first)]
+        same = text["contexts"] == first["contexts"] and text["n_sink"] == first["n_sink"]
+        if not same or (not text["refused"] and capacities[0] != capacities[1]):
             raise ValueError(
-                f"{label} was not measured on the contexts and sinks of {STREAMLM}; measure both"
+                f"{label} was not measured on the contexts, sinks and budgets of {STREAMLM}; measure both"
             )
-    losses = {label: _losses_of(run, dataset) for label, run in runs.items()}  # (1 + budgets, tokens)
+    scores = {label: _scores_of(run, dataset) for label, run in runs.items()}  # (2, 1 + budgets, tokens)
+
+    def paired(label: str, i: int) -> Record:
+        """Return the differences of a method at the budget `i` from dense and from ours."""
+        ours = {name: scores[name][:, i] for name in OURS}
+        return _differences(scores[label][:, i], {"dense": scores[label][:, 0], **ours}, cfg)
+
     shared = (
         "model", "trained_length", "dataset", "tokens", "n_sink", "protocol", "contexts", "confidence",
         "environment", "dense",
     )  # fmt: skip
     return {
         **{key: first[key] for key in shared},
+        "paired_with": ["dense", *OURS],
         "methods": {
             label: {
                 "method": text["method"],
                 "refused": text["refused"],
                 "budgets": [
-                    {
-                        **entry,
-                        **_differences(losses[label][i], losses[label][0], losses[STREAMLM][i], cfg),
-                    }
-                    for i, entry in enumerate(text["budgets"], start=1)
+                    {**entry, **paired(label, i)} for i, entry in enumerate(text["budgets"], start=1)
                 ],
             }
             for label, text in texts.items()
@@ -106,23 +116,30 @@ def _collect_compression(runs: Mapping[str, Run], dataset: str, cfg: BootstrapCo
 def _collect_decoding(run: Run, dataset: str, cfg: BootstrapConfig) -> Record:
     """Return the decoding of one text, its methods paired token by token."""
     text = _text_of(run.record, dataset)
-    losses = dict(zip(text["methods"], _losses_of(run, dataset), strict=True))
+    scores = dict(zip(text["methods"], np.moveaxis(_scores_of(run, dataset), 1, 0), strict=True))
+    others = {label: scores[label] for label in ("dense", STREAMLM)}
     return {
         **text,
         "methods": {
-            label: {**entry, **_differences(losses[label], losses["dense"], losses[STREAMLM], cfg)}
+            label: {**entry, **_differences(scores[label], others, cfg)}
             for label, entry in text["methods"].items()
         },
     }
 
 
-def _differences(losses: np.ndarray, dense: np.ndarray, ours: np.ndarray, cfg: BootstrapConfig) -> Record:
-    """Return how losses (N,) differ from the dense ones and from streamlm's, on the same tokens."""
-    largest = float(np.abs(losses.astype(np.float64) - ours).max())
-    return {
-        "against_dense": paired_increase(losses, dense, cfg),
-        f"against_{STREAMLM}": {**paired_increase(losses, ours, cfg), "largest_nats": largest},
-    }
+def _differences(scores: np.ndarray, others: Mapping[str, np.ndarray], cfg: BootstrapConfig) -> Record:
+    """Return how losses and divergences (2, N) differ from those of others, token by token."""
+    wide = scores.astype(np.float64)
+    found = {}
+    for label, other in others.items():
+        divergence = block_bootstrap(wide[1] - other[1], cfg)
+        found[f"against_{label}"] = {
+            **paired_increase(scores[0], other[0], cfg),
+            "kl_difference_nats": divergence.mean,
+            "kl_difference_nats_interval": [divergence.low, divergence.high],
+            "largest_nats": float(np.abs(wide[0] - other[0]).max()),
+        }
+    return found
 
 
 def entry_at(part: Record, capacity: int) -> Record | None:
@@ -193,60 +210,21 @@ def _metrics(name: str, entry: Record | None) -> Row:
     }
 
 
-def comparison_text(comparison: Record) -> str:
-    """Return the table of one text in Markdown, and what it says in words."""
-    return "\n".join(
-        [as_markdown(comparison_rows([comparison])), *refusals(comparison), *findings(comparison)]
-    )
+def paired_rows(comparison: Record) -> list[Row]:
+    """Return how every method differs from our eviction after a dense prefill, at every budget."""
+    return [
+        {"method": method_name(label, part["method"]), "kept_tokens": entry["capacity"]}
+        | with_interval("change_to_prefilled_percent", entry[f"against_{DENSE_PREFILL}"], CHANGE)
+        | with_interval("kl_to_prefilled_nats", entry[f"against_{DENSE_PREFILL}"], "kl_difference_nats")
+        for label, part in comparison["methods"].items()
+        for entry in part["budgets"]
+        if label != DENSE_PREFILL
+    ]
 
 
 def method_name(label: str, method: str = "") -> str:
     """Return how a label is written in tables and figures; a configured press as it stands in the config."""
-    every = label.removeprefix("kvpress_every_")
-    if every != label:
-        return f"kvpress as it is, every {'token' if every == '1' else f'{every} tokens'}"
+    for prefix, how in (("kvpress_every_", ""), ("kvpress_in_order_every_", ", in order")):
+        if label.startswith(prefix):
+            return f"kvpress{how}, interval {label.removeprefix(prefix)}"
     return NAMES.get(label, method)
-
-
-def refusals(comparison: Record) -> list[str]:
-    """Return a line for every press that cannot work on the model, with the reason."""
-    parts = comparison["methods"].values()
-    return [f"{part['method']} is not compared: {part['refused']}" for part in parts if part["refused"]]
-
-
-def findings(comparison: Record) -> list[str]:
-    """Return in words: how far faithful kvpress is from streamlm, and what kvpress as it is still keeps."""
-    methods = comparison["decoding"]["methods"]
-    n_sink, capacity = comparison["n_sink"], comparison["decoding"]["decoded"]["capacity"]
-    largest = methods["kvpress_faithful"][f"against_{STREAMLM}"]["largest_nats"]
-    lines = [f"kvpress used faithfully and streamlm differ by at most {largest:.1g} nats in any token."]
-    for label, entry in methods.items():
-        held: Any = entry["survivors"]
-        if held is not None and held["after_rounds"]:
-            lines.append(
-                f"{method_name(label)}: after {held['after_rounds']} rounds of eviction the first layer "
-                f"keeps {held['sinks_after']:g} of {n_sink} sinks and {held['recent_after']:g} of the "
-                f"{capacity - 1 - n_sink} most recent tokens; the losses change by "
-                f"{entry['against_dense']['nll_difference_nats']:+.3f} nats against dense."
-            )
-    return lines
-
-
-def describe_comparison(record: Record) -> list[str]:
-    """Return the lines that say what was measured, on what, and what the intervals mean."""
-    contexts, decoded = record["contexts"], record["decoding"]["decoded"]
-    return [
-        describe_setting(record),
-        f"cut once: {contexts['contexts']} x {contexts['context_tokens']:,} tokens of each text, the next "
-        f"{contexts['scored_tokens']:,} scored; decoded: {decoded['tokens']:,} tokens, one by one, in turns",
-        f"{record['n_sink']} sinks; intervals: {100 * record['confidence']:g} % moving-block bootstrap, "
-        "within this text",
-        *few_blocks_notes(record, record["decoding"]["methods"]["dense"]),
-    ]
-
-
-def few_blocks_notes(*parts: Record) -> list[str]:
-    """Return what must be said of intervals from few blocks, if anything."""
-    counts = [part.get("dense", part)["interval_blocks"] for part in parts]
-    blocks = " and ".join(f"{count:.3g}" for count in counts)
-    return [f"{note}: here they are {blocks}" for note in [few_blocks(counts)] if note]

@@ -9,6 +9,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from streamlm.summaries.escape import escape_markdown
+
 Row = dict[str, Any]
 CHANGE = "ppl_increase_percent"  # as records name the paired change of perplexity
 
@@ -30,13 +32,23 @@ HEADINGS = {
     "rise_mib": "rise in a step, MiB",
     "peak_mib": "peak of a step, MiB",
     "kl_nats": "KL from dense, nats",
+    "change_to_streamlm_percent": "perplexity change against streamlm, %",
+    "kl_difference_nats": "KL difference to streamlm, nats",
+    "change_to_prefilled_percent": "perplexity change, %",
+    "kl_to_prefilled_nats": "KL difference, nats",
     "same_first_percent": "same first token, %",
+    "within_trained_nats": "within the trained length, nats",
+    "past_trained_nats": "past the trained length, nats",
+    "apart_from_tokens": "worse from token",
     "largest_difference_nats": "largest loss difference to streamlm, nats",
 }
 # Where a column has the same format whatever the size of its numbers.
 FORMATS = {
     **dict.fromkeys(("perplexity", "after_eviction", "times_streaming", "cache_ms", "prefill_s"), ".2f"),
     **dict.fromkeys(("change_percent", "runtime_s", "kv_dropped_percent", "same_first_percent"), ".1f"),
+    **dict.fromkeys(("change_to_streamlm_percent", "change_to_prefilled_percent"), ".1f"),
+    **dict.fromkeys(("change_to_first_tokens_percent", "share_percent", "others_percent"), ".1f"),
+    **dict.fromkeys(("kl_difference_nats", "kl_to_prefilled_nats"), ".3f"),
     **dict.fromkeys(("step_ms", "p95_ms", "kv_mib", "kv_at_end_mib", "rise_mib", "peak_mib"), ".1f"),
     "kl_nats": ".3f",
     "largest_difference_nats": ".2g",
@@ -94,7 +106,8 @@ def as_text(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """Return the table of number rows in Markdown."""
-    headings, cells = as_text(rows)
+    shown = [{k: escape_markdown(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    headings, cells = as_text(shown)
     return str(tabulate(cells, headings, "github", disable_numparse=True))
 
 

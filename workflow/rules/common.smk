@@ -2,6 +2,7 @@
 
 RESULTS = config["results_dir"]
 MODEL = config["experiment"]["model"]
+MORE_MODELS = config["paper"]["models"]
 CORPORA = config["experiment"]["corpora"]
 RUNS = plan.plan_runs(config)
 METHODS = plan.method_labels(config)
@@ -18,7 +19,8 @@ def code_of(script, *modules):
 def records_of(wildcards):
     """Return the records that a figure takes, in its order."""
     records = find_figure(wildcards.figure).records
-    paths = [f"{RESULTS}/{records.pattern.format(corpus=corpus)}" for corpus in CORPORA]
+    folders = [plan.results_of(config, model) for model in [MODEL, *MORE_MODELS * records.of_models]]
+    paths = [f"{folder}/{records.pattern.format(corpus=corpus)}" for folder in folders for corpus in CORPORA]
     return [*(LATENCIES if records.before else []), *dict.fromkeys(paths)]
 
 

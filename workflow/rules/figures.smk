@@ -42,6 +42,7 @@ rule plot_figure:
         "../../envs/streamlm.yaml"
     params:
         caption=lambda wildcards: fill_caption(wildcards.figure, config),
+        measured_on=measured_on(config),
         code=lambda wildcards: code_of(
             "workflow/scripts/plot_figure.py", f"streamlm/figures/{wildcards.figure}.py"
         ),

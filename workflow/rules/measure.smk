@@ -89,7 +89,7 @@ rule measure_compression:
         tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
     output:
         record=f"{RESULTS}/kvpress/runs/{{press}}.json",
-        losses=f"{RESULTS}/kvpress/runs/{{press}}.npy",
+        scores=f"{RESULTS}/kvpress/runs/{{press}}.npy",
     log:
         f"{RESULTS}/logs/measure_compression/{{press}}.log",
     conda:
@@ -117,7 +117,7 @@ rule measure_decoding:
         tokens=expand(f"data/tokens/{MODEL}/{{corpus}}.npy", corpus=CORPORA),
     output:
         record=f"{RESULTS}/kvpress/decoding.json",
-        losses=f"{RESULTS}/kvpress/decoding.npy",
+        scores=f"{RESULTS}/kvpress/decoding.npy",
     log:
         f"{RESULTS}/logs/measure_decoding.log",
     conda:

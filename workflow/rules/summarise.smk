@@ -7,9 +7,11 @@ localrules:
     collect_ablation_window_size,
     collect_ablation_n_sink,
     write_summary,
+    write_answer,
     collect_long_stream,
     write_latency_summary,
     collect_comparison,
+    write_comparison_summary,
 
 
 rule collect_result:
@@ -81,6 +83,27 @@ rule write_summary:
         "../scripts/write_summary.py"
 
 
+rule write_answer:
+    input:
+        results=expand(f"{RESULTS}/streaming_llm/{{corpus}}_result.json", corpus=CORPORA),
+        figure=f"{RESULTS}/figures/main_comparison.png",
+    output:
+        report(
+            f"{RESULTS}/answer.html",
+            caption="../report/answer.rst",
+            category="Answer",
+            labels={"answer": "page to hand in"},
+        ),
+    log:
+        f"{RESULTS}/logs/write_answer.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("workflow/scripts/write_answer.py"),
+    script:
+        "../scripts/write_answer.py"
+
+
 rule collect_long_stream:
     input:
         expand(
@@ -137,3 +160,18 @@ rule collect_comparison:
         code=code_of("workflow/scripts/collect_comparison.py"),
     script:
         "../scripts/collect_comparison.py"
+
+
+rule write_comparison_summary:
+    input:
+        expand(f"{RESULTS}/kvpress/{{corpus}}_comparison.json", corpus=CORPORA),
+    output:
+        f"{RESULTS}/kvpress_summary.md",
+    log:
+        f"{RESULTS}/logs/write_comparison_summary.log",
+    conda:
+        "../../envs/streamlm.yaml"
+    params:
+        code=code_of("workflow/scripts/write_comparison_summary.py"),
+    script:
+        "../scripts/write_comparison_summary.py"

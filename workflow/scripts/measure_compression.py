@@ -2,9 +2,8 @@ from streamlm.experiment import warm_start
 
 warm_start.begin(log=snakemake.log[0])
 
-import numpy as np
-
 from streamlm.config import Compute
+from streamlm.input_files import read_tokens
 from streamlm.presses.prefill import ContextConfig, measure_compression
 from streamlm.presses.setting import Setting
 from streamlm.records.files import write_array, write_json
@@ -13,11 +12,11 @@ from streamlm.stats import BootstrapConfig
 setting = Setting(
     model_dir=snakemake.input.model,
     title=snakemake.params.title,
-    texts=dict(zip(snakemake.params.datasets, map(np.load, snakemake.input.tokens), strict=True)),
+    texts=dict(zip(snakemake.params.datasets, map(read_tokens, snakemake.input.tokens), strict=True)),
     compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
 )
 contexts = ContextConfig(**snakemake.params.contexts)
-record, losses = measure_compression(setting, contexts=contexts, **snakemake.params.options)
-write_array(snakemake.output.losses, losses)
+record, scores = measure_compression(setting, contexts=contexts, **snakemake.params.options)
+write_array(snakemake.output.scores, scores)
 write_json(snakemake.output.record, record)

@@ -2,8 +2,7 @@ from streamlm.experiment import warm_start
 
 warm_start.begin(log=snakemake.log[0])
 
-import numpy as np
-
+from streamlm.input_files import read_tokens
 from streamlm.measure.checkpoint import discard_checkpoint
 from streamlm.measure.perplexity import measure_perplexity, options_of
 from streamlm.records.files import write_array, write_json
@@ -12,7 +11,7 @@ from streamlm.stats import BootstrapConfig
 record, losses = measure_perplexity(
     model_dir=snakemake.input.model,
     title=snakemake.params.title,
-    ids=np.load(snakemake.input.tokens)[: snakemake.params.run["max_eval_tokens"]],
+    ids=read_tokens(snakemake.input.tokens)[: snakemake.params.run["max_eval_tokens"]],
     dataset=snakemake.params.dataset,
     **options_of(snakemake.params.run),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),

@@ -2,7 +2,7 @@ import sys
 from pathlib import Path
 
 from streamlm.records.files import read_record, write_text
-from streamlm.summaries.main import experiment_summary
+from streamlm.summaries.answer import experiment_summary
 
 sys.stdout = sys.stderr = Path(snakemake.log[0]).open("w", buffering=1)
 

@@ -1,0 +1,117 @@
+"""The fields of the records of `snakemake paper`, as JSON has them."""
+
+from typing import NotRequired, TypedDict
+
+from streamlm.records.types import (
+    AblationRow,
+    Bootstrap,
+    Compared,
+    Geometry,
+    Increase,
+    Pair,
+    ScoredTokens,
+    TextRecord,
+    Tokens,
+)
+
+
+class PositionsRow(Geometry):
+    """Positions in the text against positions in the cache, in one geometry."""
+
+    yarn: NotRequired[float]
+    tokens_seen: list[int]
+    difference_nats: list[float]
+    difference_interval: list[Pair]
+    apart_from: int | None  # the token from which on every interval is above zero
+    within_trained: Increase | None
+    past_trained: Increase | None
+
+
+class PositionsRecord(TextRecord):
+    """Positions in the text against positions in the cache along one text."""
+
+    tokens: ScoredTokens
+    part: int
+    rows: list[PositionsRow]
+
+
+class MethodAlong(Geometry):
+    """The mean loss of every stretch of a stream under one method."""
+
+    method: str
+    sampled: int | None  # tokens from which it is estimated
+    tokens_seen: list[int]
+    nll_nats: list[float]
+    nll_interval: list[Pair]
+
+
+class MethodsAlongRecord(TextRecord):
+    """Every method along one text."""
+
+    tokens: ScoredTokens
+    part: int
+    rows: list[MethodAlong]
+
+
+class LayerMap(TypedDict):
+    """The mean attention of one layer over short sentences, and how much of it goes to the first token."""
+
+    layer: int
+    logits: list[list[float]]  # of query t over keys 0 .. t, in the mean over heads
+    weights: list[list[float]]
+    first_token: float  # share of the attention of the last token
+    first_token_interval: Pair
+    first_token_by_head: list[float]
+
+
+class AttentionMapsRecord(TextRecord):
+    """The mean attention over short sentences of one text."""
+
+    bootstrap: Bootstrap
+    sentences: dict[str, int]
+    layers: list[LayerMap]
+    tokens: Tokens
+
+
+class LayerShares(TypedDict):
+    """The share of attention that the first tokens get in one layer."""
+
+    share: list[float]  # of each of them, in the mean over heads
+    share_interval: list[Pair]
+    by_head: list[float]  # of all of them together
+
+
+class SharesAlong(TypedDict):
+    """The share of attention on the sinks along a stream, over all layers and heads."""
+
+    tokens_seen: list[int]
+    share: list[float]
+    share_interval: list[Pair]
+
+
+class SinkMassRecord(TextRecord):
+    """The share of attention that the first tokens of one text get."""
+
+    bootstrap: Bootstrap
+    sizes: dict[str, int]
+    methods: dict[str, list[LayerShares]]
+    along: SharesAlong
+    ablation: NotRequired[list[AblationRow]]  # of the number of sinks, on the same text
+    tokens: Tokens
+
+
+class SinkTokensRow(Geometry):
+    """One kind of sinks."""
+
+    sinks: str
+    prefix: list[int]  # token ids put before the stream
+    common: Compared  # paired with the stream's own first tokens
+
+
+class SinkTokensRecord(TextRecord):
+    """One stream with sinks of several kinds."""
+
+    bootstrap: Bootstrap
+    first_token: int
+    rows: list[SinkTokensRow]
+    tokens: ScoredTokens
