@@ -15,6 +15,7 @@ elif workflow.deployment_settings.deployment_method:
         "jobs of `streamlm init` run in the environment of snakemake; leave out --sdm, or use a clone"
     )
 
+from streamlm.config import TWINS
 from streamlm.experiment import plan, preflight, warm_start
 from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.experiment.config_file import check_file
@@ -22,6 +23,7 @@ from streamlm.figures.catalogue import (
     FIGURES,
     MAIN_FIGURES,
     PAPER_FIGURES,
+    TWIN_FIGURES,
     fill_caption,
     find_figure,
     measured_on,
@@ -55,6 +57,7 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/pretraining.smk"
 include: "workflow/rules/paper.smk"
 
 
@@ -99,10 +102,18 @@ rule all:
         expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=MAIN_FIGURES, format=["csv", "tex", "html"]),
 
 
+# Small models that are trained with and without a sink: table 3 and figures 6 and 7 of the paper.
+rule pretraining:
+    input:
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=TWIN_FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=TWIN_FIGURES, format=["csv", "tex", "html"]),
+
+
 # Every table and figure of the paper by its number; takes longer than `all`.
 rule paper:
     input:
         rules.all.input,
+        rules.pretraining.input,
         f"{RESULTS}/paper.md",
         expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=PAPER_FIGURES, format=["png", "pdf"]),
         expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=PAPER_FIGURES, format=["csv", "tex", "html"]),

@@ -61,6 +61,9 @@ class Compute:
 
 SHARE_QUERIES = 128  # at the end of a context: the mean of their attention is its sink mass
 
+# How the models of table 3 of arXiv:2309.17453 are trained, as it stands in tables.
+TWINS = {"plain": "as usual", "zero_sink": "zero sink", "sink_token": "learnable sink token"}
+
 # The texts of the packaged experiment, stored in data/, and the data sets on a hub that they stand in for.
 ROLES = {"wikitext": ("Salesforce/wikitext", "wikitext-103-v1"), "pg19": ("emozilla/pg19", None)}
 

@@ -15,6 +15,16 @@ def rotate(x: Tensor, position: int, inv_freq: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
 
 
+def zero_sink_attention(q, k, v, scaling):
+    """Causal attention, one query after another, whose weights are exp(s) / (1 + the sum of all exp(s))."""
+    out = torch.zeros_like(q)
+    for t in range(q.shape[2]):
+        weights = torch.exp(scaling * torch.einsum("bhd,bhkd->bhk", q[:, :, t], k[:, :, : t + 1]))
+        weights /= 1 + weights.sum(-1, keepdim=True)
+        out[:, :, t] = torch.einsum("bhk,bhkd->bhd", weights, v[:, :, : t + 1])
+    return out
+
+
 class Evicting:
     """The policy as in the paper: unrotated keys in a list, positions are indices into that list."""
 

@@ -258,6 +258,16 @@ ALONE = [
     ({"paper/positions/yarn": 1}, "paper.positions.yarn: 1 is too small"),
     ({"paper/positions/yarn": "four"}, "paper.positions.yarn: 'four' is of the wrong type"),
     ({"paper/attention_maps/sentence_tokens": 257}, "paper.attention_maps.sentence_tokens: 257 is too"),
+    (
+        {"paper/pretraining/hidden": 36},
+        "paper.pretraining.hidden: 36 must be a multiple of twice",
+    ),
+    ({"paper/pretraining/capacity": 4}, "paper.pretraining: capacity 4 leaves no window beside 4 sinks"),
+    (
+        {"paper/pretraining/scored_bytes": 65},
+        "paper.pretraining.scored_bytes: 65 tokens never fill a cache of 64",
+    ),
+    ({"paper/pretraining/learning_rate": 0}, "paper.pretraining.learning_rate: 0 is too small"),
     ({"paper/sink_mass/n_sink": 512}, "paper.sink_mass: capacity 512 leaves no window beside 512 sinks"),
     (
         {"paper/sink_mass/context_tokens": 500},

@@ -17,6 +17,9 @@ from streamlm.measure.latency import LatencyConfig
 from streamlm.measure.sink_mass import SinkMassConfig
 from streamlm.presses.decoding import DecodeConfig
 from streamlm.presses.prefill import ContextConfig
+from streamlm.pretrain.scores import TwinSinks
+from streamlm.pretrain.training import Training
+from streamlm.pretrain.twins import TwinShape
 from streamlm.stats import BootstrapConfig
 
 
@@ -149,6 +152,9 @@ def plan_everything(config):
     BootstrapConfig(**config["bootstrap"])
     SentenceConfig(**config["paper"]["attention_maps"])
     SinkMassConfig(**plan.sink_mass_sizes(config))
+    TwinShape(**plan.twin_settings(config, "layers", "hidden", "heads", "context_tokens"))
+    Training(**plan.twin_settings(config, "steps", "batch", "learning_rate"))
+    TwinSinks(**plan.twin_settings(config, "n_sinks", "capacity"))
     plan.model_files(config, config["experiment"]["model"])
     titles = [config["corpora"][name]["title"] for name in config["experiment"]["corpora"]]
     assert len(set(titles)) == len(titles)

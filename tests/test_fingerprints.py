@@ -14,9 +14,11 @@ from streamlm import provenance
 from streamlm.provenance import code_fingerprint
 
 LOOKING = {"measure_attention_maps", "measure_sink_mass", "measure_sink_tokens"}
-MEASURING = MAIN_MEASURING | LOOKING
+MEASURING = MAIN_MEASURING | LOOKING | {"measure_twin"}
+TRAINING = {"train_twin"}
+BYTES = {"train_twin", "measure_twin"}  # read texts without a tokenizer
 ALONG = {"collect_methods_along", "collect_positions", "write_paper"}
-SHOWING = MAIN_SHOWING | ALONG | {"collect_sink_mass"}
+SHOWING = MAIN_SHOWING | ALONG | {"collect_sink_mass", "collect_twins"}
 OF_WORDS = {"measure_attention_maps", "measure_sink_tokens"}  # need the tokenizer
 
 # The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
@@ -24,31 +26,40 @@ OF_WORDS = {"measure_attention_maps", "measure_sink_tokens"}  # need the tokeniz
 IMPORTING = {
     "__init__ __main__ cli extras limits py.typed": set(),
     "commands experiment generate": set(),
-    "experiment.__init__ experiment.warm_start": MEASURING,
-    "characters input_files records": FETCHING | READING | MEASURING | SHOWING,
+    "experiment.__init__ experiment.warm_start": MEASURING | TRAINING,
+    "characters input_files records": FETCHING | READING | MEASURING | TRAINING | SHOWING,
     "records.fields": SHOWING - {"collect_sink_mass"},
     "records.names": MEASURING,
-    "records.paper": LOOKING,
-    "config": FROM_HUB | MEASURING | SHOWING - {"collect_sink_mass"} | {"convert_model", "fetch_sample"},
+    "records.paper": LOOKING | TRAINING | {"measure_twin", "collect_twins", "write_paper"},
+    "config": FROM_HUB
+    | MEASURING
+    | TRAINING
+    | SHOWING - {"collect_sink_mass"}
+    | {"convert_model", "fetch_sample"},
     "stats": MEASURING | SHOWING - {"collect_sink_mass"},
-    "provenance": MEASURING,
+    "provenance": MEASURING | TRAINING,
     "cache": MEASURING,
-    "cache.__init__ cache.folder": FROM_HUB | READING | MEASURING | {"convert_model"},
+    "cache.__init__ cache.folder": FROM_HUB | READING | MEASURING | TRAINING | {"convert_model"},
     "cache.stored cache.supported": FROM_HUB | MEASURING | {"convert_model"},
     "cache.footprint": set(),
-    "sources": FETCHING | READING,
-    "sources.__init__": FETCHING | READING | OF_WORDS,
-    "sources.archives": FETCHING | READING,
-    "sources.corpus sources.documents sources.mediawiki": READING | {"fetch_sample"},
-    "sources.tokens": READING | OF_WORDS | {"fetch_sample"},
+    "sources": FETCHING | READING | BYTES,
+    "sources.__init__": FETCHING | READING | BYTES | OF_WORDS,
+    "sources.archives": FETCHING | READING | BYTES,
+    "sources.corpus sources.documents sources.mediawiki": READING | BYTES | {"fetch_sample"},
+    "sources.tokens": READING | BYTES | OF_WORDS | {"fetch_sample"},
     "sources.gguf sources.gguf_header": {"convert_model"} | FROM_HUB,
     "sources.hub sources.hub_client sources.hub_errors": FROM_HUB,
     "sources.hub_texts": {"fetch_sample"},
     "measure": MEASURING,
+    "measure.__init__ measure.device": MEASURING | TRAINING,
+    "pretrain": BYTES,
+    "pretrain.training": TRAINING,
+    "pretrain.scores": {"measure_twin"},
     "measure.perplexity": {"measure_perplexity"},
-    "measure.scorers": {"measure_perplexity", "measure_sink_tokens"},
-    "measure.progress": TIMING | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens"},
+    "measure.scorers": {"measure_perplexity", "measure_sink_tokens", "measure_twin"},
+    "measure.progress": TIMING | BYTES | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens"},
     **{f"measure.{name.removeprefix('measure_')}": {name} for name in LOOKING},
+    "measure.attention_maps": {"measure_attention_maps", "measure_twin"},
     "measure.memory": TIMING | COMPARING,
     "measure.decoders measure.latency": TIMING,
     "presses": COMPARING | {"collect_comparison", "write_comparison_summary"},
@@ -62,6 +73,7 @@ IMPORTING = {
     "summaries.methods_along": ALONG,
     "summaries.positions": {"collect_positions", "write_paper"},
     "summaries.sink_mass": {"collect_sink_mass", "write_paper"},
+    "summaries.twins": {"collect_twins", "write_paper"},
     "summaries.paper": {"write_paper"},
     "summaries.latency": {"write_latency_summary"},
     "summaries.presses": {"collect_comparison", "write_comparison_summary"},

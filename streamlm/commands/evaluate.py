@@ -62,9 +62,8 @@ def evaluate(
     record_file = outputs.check(output.output, RECORD)
     if baseline is not None:
         _check_losses(baseline)
-    from streamlm.measure.checkpoint import discard_checkpoint
     from streamlm.measure.perplexity import measure_perplexity
-    from streamlm.records.files import write_array
+    from streamlm.records.files import discard_checkpoint, write_array
     from streamlm.stats import BootstrapConfig
     from streamlm.summaries.main import Run, check_baseline, read_run, score_line, with_baseline
 

@@ -222,6 +222,14 @@ def _context(n_sink: int, context_tokens: int) -> Iterator[str]:
         )
 
 
+def _pairs(hidden: int, heads: int) -> Iterator[str]:
+    if hidden % (2 * heads):
+        yield (
+            f"paper.pretraining.hidden: {hidden} must be a multiple of twice the heads, {2 * heads}; rotary "
+            "positions rotate pairs"
+        )
+
+
 def _presses(n_sink: int, presses: list[str]) -> Iterator[str]:
     good: list[str] = []
     for text in presses:
@@ -289,6 +297,13 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
         (partial(_fills, f"paper.sink_mass.{key}"), "paper.sink_mass.capacity", f"paper.sink_mass.{key}")
         for key in ("context_tokens", "stream_tokens")
     ),
+    (partial(_windows, "paper.pretraining"), "paper.pretraining.n_sinks", "paper.pretraining.capacity"),
+    (
+        partial(_fills, "paper.pretraining.scored_bytes"),
+        "paper.pretraining.capacity",
+        "paper.pretraining.scored_bytes",
+    ),
+    (_pairs, "paper.pretraining.hidden", "paper.pretraining.heads"),
     (_long_run_window, "decoding_latency.n_sinks", "decoding_latency.long_run.capacity"),
     (partial(_length, "experiment", "max_eval_tokens"), "experiment"),
     (partial(_length, "long_stream", "max_eval_tokens"), "long_stream"),

@@ -15,7 +15,7 @@ from streamlm.experiment.plan import method_label
 from streamlm.limits import BOOTSTRAP_DRAWS
 from streamlm.records.fields import check_record
 from streamlm.records.files import read_losses, read_record
-from streamlm.records.paper import AttentionMapsRecord, SinkMassRecord, SinkTokensRecord
+from streamlm.records.paper import AttentionMapsRecord, SinkMassRecord, SinkTokensRecord, TwinRecord
 from streamlm.records.types import Environment, LatencyRecord, LongRunRecord, Record, RunRecord
 from streamlm.stats import (
     BootstrapConfig,
@@ -228,13 +228,17 @@ def follow_paper(path: Path) -> None:
         ValueError: if the record is of another version, or what it was made of cannot be read.
     """
     record = read_record(path)
-    record_type = next((found for end, found in PAPER_TYPES.items() if path.stem.endswith(end)), None)
+    of_twin = path.parent.name == "twins"
+    found_types = (found for end, found in PAPER_TYPES.items() if path.stem.endswith(end))
+    record_type = TwinRecord if of_twin else next(found_types, None)
     if record_type is None:
         raise ValueError("it is not a record that this version of streamlm makes")
     check_record(record, record_type, "it")
     if record_type is SinkTokensRecord:
         _follow_sink_tokens(path, record)
         return
+    if of_twin:
+        _follow_twin(path, record)
     layers = [layer for of in record.get("methods", {}).values() for layer in of] or record["layers"]
     shares = [share for layer in layers for share in layer.get("by_head", layer.get("first_token_by_head"))]
     shares += [share for layer in layers for share in layer.get("share", [])]
@@ -250,6 +254,16 @@ def _follow_sink_tokens(path: Path, record: Record) -> None:
         tails = losses[i][first:], losses[0][first:]
         expected = (after_token(losses[i], first, cfg) or {}) | paired_increase(*tails, cfg, start=first)
         compare_json(expected, row["common"], f"rows[{i}].common")
+
+
+def _follow_twin(path: Path, record: Record) -> None:
+    losses, cfg = read_losses(path), bootstrap_of(record)
+    if losses.shape != (len(record["rows"]), record["tokens"]["scored"]):
+        raise Refuted(f"it has losses of shape {losses.shape} beside it, and others by its rows")
+    most = max(range(len(losses)), key=lambda i: record["rows"][i]["n_sink"])
+    for i, row in enumerate(record["rows"]):
+        expected = describe_losses(losses[i], cfg) | paired_increase(losses[i], losses[most], cfg)
+        compare_json(expected, {key: row["common"][key] for key in expected}, f"rows[{i}].common")
 
 
 SHARE_ROUNDING = 1e-3  # of a share that was computed in bfloat16

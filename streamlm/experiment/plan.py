@@ -149,6 +149,11 @@ def sink_mass_sizes(config: Config) -> dict[str, int]:
     return {key: value for key, value in config["paper"]["sink_mass"].items() if key != "dtype"}
 
 
+def twin_settings(config: Config, *keys: str) -> dict[str, Any]:
+    """Return some settings of the twins, as `TwinShape`, `Training` and `TwinSinks` take them."""
+    return {key: config["paper"]["pretraining"][key] for key in keys}
+
+
 def long_stream_labels(config: Config) -> list[str]:
     """Return the runs of the long stream."""
     return ["long_dense", *(f"long_{run_label(cfg)}" for cfg in long_stream(config))]

@@ -1,7 +1,7 @@
 """Whether the records that people read follow from the run records that they were made of."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 
 from streamlm.config import METHODS, StreamConfig
@@ -9,7 +9,13 @@ from streamlm.experiment.follow import bootstrap_of, compare_json, find_inside
 from streamlm.experiment.plan import method_label
 from streamlm.records.fields import check_record
 from streamlm.records.files import read_record
-from streamlm.records.paper import MethodsAlongRecord, PositionsRecord, SinkMassRecord
+from streamlm.records.paper import (
+    MethodsAlongRecord,
+    PositionsRecord,
+    SinkMassRecord,
+    TwinRecord,
+    TwinsRecord,
+)
 from streamlm.records.types import (
     AblationRecord,
     ComparisonRecord,
@@ -25,6 +31,7 @@ from streamlm.summaries.methods_along import collect_methods_along
 from streamlm.summaries.positions import collect_positions
 from streamlm.summaries.presses import collect_comparison, read_compression, read_decoding
 from streamlm.summaries.sink_mass import collect_sink_mass
+from streamlm.summaries.twins import collect_twins
 
 COLLECTED = ("positions", "methods_along", "sink_mass")  # of the records in paper/; the others are measured
 
@@ -46,7 +53,8 @@ def follow_summary(results: Path, path: Path) -> None:
 
 def summaries(results: Path) -> list[Path]:
     """Return the paths of the summary records under `results`."""
-    patterns = ("streaming_llm/*.json", "kvpress/*_*.json", *(f"paper/*_{name}.json" for name in COLLECTED))
+    collected = [f"paper/*_{name}.json" for name in COLLECTED]
+    patterns = ("streaming_llm/*.json", "kvpress/*_*.json", *collected, "paper/twins.json")
     return sorted(path for pattern in patterns for path in results.glob(pattern))
 
 
@@ -92,6 +100,16 @@ def _sink_mass(results: Path, corpus: str, found: Record) -> Record:
     return collect_sink_mass(mass, read_record(results / "streaming_llm" / "ablation_n_sink.json"))
 
 
+def _twins(results: Path, corpus: str, found: Record) -> Record:
+    folder = results / "paper" / "twins"
+    names = [f"{twin['twin']}_seed{twin['seed']}.json" for twin in found["twins"]]
+    records = [read_record(find_inside(folder, name)) for name in names]
+    for name, record in zip(names, records, strict=True):
+        check_record(record, TwinRecord, name)
+    _check_any(names)
+    return collect_twins(records)
+
+
 def _ablation(results: Path, kind: str, found: Record) -> Record:
     dense = {read_record(path)["dataset"]: path for path in sorted((results / "runs").glob("*/dense.json"))}
     datasets = [*found["baseline"], *(row["dataset"] for row in found["rows"])]
@@ -121,7 +139,7 @@ def _comparison(part: int) -> Callable[[Path, str, Record], Record]:
     return collect
 
 
-def _check_any(runs: list[Path]) -> None:
+def _check_any(runs: Sized) -> None:
     if not runs:
         raise ValueError("it has no rows")
 
@@ -147,6 +165,7 @@ _COLLECTORS: dict[str, tuple[type, _Collect]] = {
     "paper/(.+)_positions": (PositionsRecord, _positions),
     "paper/(.+)_methods_along": (MethodsAlongRecord, _methods_along),
     "paper/(.+)_sink_mass": (SinkMassRecord, _sink_mass),
+    "paper/(twins)": (TwinsRecord, _twins),
     "streaming_llm/(.+)_comparison": (ComparisonRecord, _comparison(2)),
     "kvpress/(.+)_result": (ComparisonRecord, _comparison(0)),
     "kvpress/(.+)_comparison": (ComparisonRecord, _comparison(1)),

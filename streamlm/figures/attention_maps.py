@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from streamlm.figures.entry import Figure, Records
-from streamlm.figures.style import MAP_COLOURS, PAGE, RC_PARAMS, SMALL, finish
+from streamlm.figures.style import MAP_COLOURS, PAGE, RC_PARAMS, SMALL, as_square, finish
 from streamlm.records.paper import AttentionMapsRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable, describe_setting
@@ -35,7 +34,7 @@ def plot_attention_maps(records: Sequence[Record]) -> Picture:
     panels = figure.subplots(2 * len(records), len(shown), squeeze=False, sharex=True, sharey=True)
     for number, record in enumerate(records):
         for (kind, label), row in zip(KINDS.items(), panels[2 * number :], strict=False):
-            maps = [_square(record["layers"][i][kind]) for i in shown]
+            maps = [as_square(record["layers"][i][kind]) for i in shown]
             low, high = (0, 1) if kind == "weights" else (np.nanmin(maps), np.nanmax(maps))
             for axes, drawn in zip(row, maps, strict=True):
                 image = axes.imshow(
@@ -70,14 +69,6 @@ def _name_text(axes: Axes, name: str) -> None:
         textwrap.shorten(name, 100), (0, 1), (0, 14), xycoords="axes fraction", textcoords="offset points",
         ha="left", va="bottom", fontsize=RC_PARAMS["axes.titlesize"],
     )  # fmt: skip
-
-
-def _square(rows: list[list[float]]) -> Any:
-    """Return rows over keys 0 .. t as a square, NaN where a key is hidden."""
-    square = np.full((len(rows), len(rows)), np.nan)
-    for query, row in enumerate(rows):
-        square[query, : len(row)] = row
-    return square
 
 
 FIGURE = Figure(

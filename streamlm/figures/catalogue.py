@@ -11,7 +11,7 @@ from typing import Any
 from streamlm.figures.entry import Figure
 from streamlm.summaries.escape import escape_rst
 
-# In the order of a report: what `snakemake all` draws, and `snakemake paper` as well.
+# In the order of a report: what `snakemake all` draws, what `paper` does as well, and `pretraining` alone.
 MAIN_FIGURES = (
     "schemes",
     "main_comparison",
@@ -25,7 +25,8 @@ MAIN_FIGURES = (
     "comparison_metrics_table",
 )
 PAPER_FIGURES = ("positions", "methods_along", "attention_maps", "sink_mass", "sink_tokens")
-FIGURES = MAIN_FIGURES + PAPER_FIGURES
+TWIN_FIGURES = ("twin_losses", "twin_sinks", "twin_maps")
+FIGURES = MAIN_FIGURES + PAPER_FIGURES + TWIN_FIGURES
 
 
 def find_figure(name: str) -> Figure:

@@ -119,6 +119,14 @@ def error_arms(values: Sequence[float], intervals: Sequence[Sequence[float]]) ->
     return np.maximum([values - low, high - values], 0)
 
 
+def as_square(rows: list[list[float]]) -> np.ndarray:
+    """Return rows over keys 0 .. t as a square, NaN where a key is hidden."""
+    square = np.full((len(rows), len(rows)), np.nan)
+    for query, row in enumerate(rows):
+        square[query, : len(row)] = row
+    return square
+
+
 # Plain numbers within a decade, from few to many.
 LOG_TICKS = ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
 

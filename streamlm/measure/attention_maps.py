@@ -72,13 +72,13 @@ def measure_attention_maps(
     record: AttentionMapsRecord = {
         **opened.describe(__file__, dataset, protocol, bootstrap),  # type: ignore[typeddict-item]
         "sentences": asdict(sentences),
-        "layers": [_describe_layer(layer, maps[:, i], shares[:, i], cfg) for i, layer in enumerate(layers)],
+        "layers": [describe_layer(layer, maps[:, i], shares[:, i], cfg) for i, layer in enumerate(layers)],
         "tokens": {"count": rows.size, "sha256": hash_ids(rows.reshape(-1))},
     }
     return record, maps.astype(np.float32)
 
 
-def _describe_layer(layer: int, maps: np.ndarray, shares: np.ndarray, cfg: BootstrapConfig) -> Any:
+def describe_layer(layer: int, maps: np.ndarray, shares: np.ndarray, cfg: BootstrapConfig) -> Any:
     """Return what a record has of one layer: its maps, the mean over heads; shares are (S, H)."""
     logits, weights = maps.mean(axis=1)
     mean = block_bootstrap(shares.mean(axis=1), cfg)

@@ -16,7 +16,7 @@ from streamlm.cache.sink_cache import SinkCache
 from streamlm.characters import without_steering
 from streamlm.input_files import check_regular
 from streamlm.limits import CHECKPOINT_BYTES
-from streamlm.records.files import atomic_path, clear_leftovers
+from streamlm.records.files import atomic_path
 
 
 @dataclass
@@ -109,10 +109,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error.args[0]}, and may be no checkpoint"
     return without_steering(str(error)).replace("\n", " ")
-
-
-def discard_checkpoint(path: Path | str | None) -> None:
-    """Remove the state of a run whose losses are safe on disk."""
-    if path is not None:
-        Path(path).unlink(missing_ok=True)
-        clear_leftovers(path)

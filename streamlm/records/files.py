@@ -96,6 +96,13 @@ def clear_leftovers(target: Path | str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def discard_checkpoint(path: Path | str | None) -> None:
+    """Remove the state of a run whose results are safe on disk."""
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
+        clear_leftovers(path)
+
+
 def write_json(target: Path | str, content: Any) -> None:
     """Write `content` as JSON, whole or not at all; the same content gives the same bytes.
 

@@ -6,6 +6,7 @@ from streamlm.records.types import (
     AblationRow,
     Bootstrap,
     Compared,
+    Environment,
     Geometry,
     Increase,
     Pair,
@@ -115,3 +116,68 @@ class SinkTokensRecord(TextRecord):
     first_token: int
     rows: list[SinkTokensRow]
     tokens: ScoredTokens
+
+
+class TrainingRecord(TypedDict):
+    """How a twin was trained."""
+
+    model: str
+    twin: str
+    seed: int
+    parameters: int
+    dataset: str
+    shape: dict[str, int]
+    training: dict[str, float]
+    trained_bytes: int  # of text; a step reads a few contexts of it
+    part: int  # steps in the mean of one point of `nll_nats`
+    nll_nats: list[float]  # per byte
+    runtime_sec: float
+    environment: Environment
+
+
+class TwinLayer(LayerMap):
+    """The mean attention of a layer of a twin."""
+
+    zero_sink: float  # share of the attention of the last token that no key gets
+
+
+class TwinRow(Geometry):
+    """A twin with one number of sinks."""
+
+    common: Compared  # paired with the largest number of sinks
+
+
+class TwinRecord(TextRecord):
+    """What a twin loses with fewer sinks, and where it looks."""
+
+    bootstrap: Bootstrap
+    twin: str
+    seed: int
+    training: TrainingRecord
+    rows: list[TwinRow]
+    contexts: dict[str, int]
+    layers: list[TwinLayer]
+    tokens: ScoredTokens
+
+
+class TwinResult(TypedDict):
+    """One twin of one seed in the record of all."""
+
+    twin: str
+    seed: int
+    part: int
+    training_nats: list[float]
+    runtime_sec: float
+    rows: list[TwinRow]
+    layers: list[TwinLayer]
+
+
+class TwinsRecord(TextRecord):
+    """All twins of all seeds."""
+
+    parameters: int
+    training: dict[str, float]
+    shape: dict[str, int]
+    contexts: dict[str, int]
+    tokens: ScoredTokens
+    twins: list[TwinResult]

@@ -14,7 +14,7 @@ from streamlm.summaries.escape import escape_markdown
 Row = dict[str, Any]
 CHANGE = "ppl_increase_percent"  # as records name the paired change of perplexity
 
-GROUPS = ("text", "protocol")  # columns that hold for several rows, and are written once
+GROUPS = ("text", "protocol", "trained")  # columns that hold for several rows, and are written once
 UNITS = {"ms": "ms", "s": "s", "percent": "%", "nats": "nats", "mib": "MiB", "tokens": "tokens"}
 WORDS = {"kv": "KV", "kl": "KL"}
 # Where the words of a column's name do not make its heading.
@@ -37,6 +37,7 @@ HEADINGS = {
     "change_to_prefilled_percent": "perplexity change, %",
     "kl_to_prefilled_nats": "KL difference, nats",
     "same_first_percent": "same first token, %",
+    "change_to_most_sinks_percent": "perplexity change, %",
     "within_trained_nats": "within the trained length, nats",
     "past_trained_nats": "past the trained length, nats",
     "apart_from_tokens": "worse from token",
@@ -48,6 +49,8 @@ FORMATS = {
     **dict.fromkeys(("change_percent", "runtime_s", "kv_dropped_percent", "same_first_percent"), ".1f"),
     **dict.fromkeys(("change_to_streamlm_percent", "change_to_prefilled_percent"), ".1f"),
     **dict.fromkeys(("change_to_first_tokens_percent", "share_percent", "others_percent"), ".1f"),
+    **dict.fromkeys(("change_to_most_sinks_percent", "zero_sink_percent"), ".1f"),
+    "perplexity_per_byte": ".3f",
     **dict.fromkeys(("kl_difference_nats", "kl_to_prefilled_nats"), ".3f"),
     **dict.fromkeys(("step_ms", "p95_ms", "kv_mib", "kv_at_end_mib", "rise_mib", "peak_mib"), ".1f"),
     "kl_nats": ".3f",

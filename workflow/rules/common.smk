@@ -51,3 +51,5 @@ wildcard_constraints:
     press="|".join(COMPARED),
     capacity="[0-9]+",
     figure="|".join(FIGURES),
+    twin="|".join(TWINS),
+    seed="[0-9]+",

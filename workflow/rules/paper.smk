@@ -185,6 +185,7 @@ PAPER_RECORDS = {
         name: [f"{RESULTS}/streaming_llm/{name}.json"] for name in ("ablation_n_sink", "ablation_window_size")
     },
     **{name: expand(f"{RESULTS}/paper/{{corpus}}_{name}.json", corpus=CORPORA) for name in PAPER_FIGURES},
+    "twins": [f"{RESULTS}/paper/twins.json"],
 }
 
 

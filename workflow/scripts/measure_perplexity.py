@@ -3,9 +3,8 @@ from streamlm.experiment import warm_start
 warm_start.begin(log=snakemake.log[0])
 
 from streamlm.input_files import read_tokens
-from streamlm.measure.checkpoint import discard_checkpoint
 from streamlm.measure.perplexity import measure_perplexity, options_of
-from streamlm.records.files import write_array, write_json
+from streamlm.records.files import discard_checkpoint, write_array, write_json
 from streamlm.stats import BootstrapConfig
 
 record, losses = measure_perplexity(
