@@ -22,7 +22,7 @@ from streamlm.measure.device import choose_device, device_name, use_threads
 from streamlm.measure.progress import progress
 from streamlm.pretrain.twins import SINK, TwinShape, new_twin
 from streamlm.provenance import describe_environment
-from streamlm.records.files import atomic_path
+from streamlm.records.files import atomic_path, hash_ids
 from streamlm.records.paper import TrainingRecord
 
 WARMUP = 50  # steps over which the learning rate rises
@@ -81,7 +81,7 @@ def train_twin(
         "dataset": dataset,
         "shape": asdict(shape),
         "training": asdict(cfg),
-        "trained_bytes": len(text),
+        "tokens": {"count": len(text), "sha256": hash_ids(text.astype(np.int64))},
         "part": PART,
         "nll_nats": [float(part.mean(dtype=np.float64)) for part in parts],
         "runtime_sec": time.perf_counter() - begin,

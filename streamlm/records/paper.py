@@ -128,7 +128,7 @@ class TrainingRecord(TypedDict):
     dataset: str
     shape: dict[str, int]
     training: dict[str, float]
-    trained_bytes: int  # of text; a step reads a few contexts of it
+    tokens: Tokens  # all bytes of the text; a step reads a few contexts of it
     part: int  # steps in the mean of one point of `nll_nats`
     nll_nats: list[float]  # per byte
     runtime_sec: float
