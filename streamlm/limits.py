@@ -74,6 +74,7 @@ TEMPLATE_REPEATS = 16  # times that it may write a conversation
 SENTENCE_TOKENS = 256  # of an attention map, whose record has a number for each two of them
 YARN = 1_000  # times that positions are stretched; released models have up to 128
 
+STREAM_LINES = 127  # of StreamEval, one for each of its words
 TWIN_LAYERS = 100  # of a model that is trained here, and heads of a layer; the default has 4
 TWIN_SIZE = 8_192  # its hidden size, its context and its batch; the default has 128, 128 and 16
 

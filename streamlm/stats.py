@@ -111,6 +111,18 @@ def trend(values: np.ndarray, positions: np.ndarray) -> dict[str, float]:
     return {"slope": float(found.slope), "low": float(found.low_slope), "high": float(found.high_slope)}
 
 
+def proportion(successes: int, trials: int, confidence: float) -> dict[str, Any]:
+    """Return the share of successes among independent trials, with its interval.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927), by scipy.
+    """
+    need("scipy")
+    from scipy.stats import binomtest  # here: as above
+
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return {"share": successes / trials, "interval": [float(interval.low), float(interval.high)]}
+
+
 def sample_difference(differences: np.ndarray, spacing: float, cfg: BootstrapConfig) -> Interval:
     """Return the mean of differences (M,) that were taken `spacing` tokens apart, with its interval."""
     return block_bootstrap(differences, replace(cfg, block=max(1, round(cfg.block / spacing))))

@@ -14,12 +14,12 @@ from streamlm import provenance
 from streamlm.provenance import code_fingerprint
 
 LOOKING = {"measure_attention_maps", "measure_sink_mass", "measure_sink_tokens"}
-MEASURING = MAIN_MEASURING | LOOKING | {"measure_twin"}
+MEASURING = MAIN_MEASURING | LOOKING | {"measure_twin", "measure_stream_eval"}
 TRAINING = {"train_twin"}
 BYTES = {"train_twin", "measure_twin"}  # read texts without a tokenizer
 ALONG = {"collect_methods_along", "collect_positions", "write_paper"}
 SHOWING = MAIN_SHOWING | ALONG | {"collect_sink_mass", "collect_twins"}
-OF_WORDS = {"measure_attention_maps", "measure_sink_tokens"}  # need the tokenizer
+OF_WORDS = {"measure_attention_maps", "measure_sink_tokens", "measure_stream_eval"}  # need the tokenizer
 
 # The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
 # follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
@@ -30,7 +30,7 @@ IMPORTING = {
     "characters input_files records": FETCHING | READING | MEASURING | TRAINING | SHOWING,
     "records.fields": SHOWING - {"collect_sink_mass"},
     "records.names": MEASURING,
-    "records.paper": LOOKING | TRAINING | {"measure_twin", "collect_twins", "write_paper"},
+    "records.paper": (MEASURING - MAIN_MEASURING) | TRAINING | {"collect_twins", "write_paper"},
     "config": FROM_HUB
     | MEASURING
     | TRAINING
@@ -52,12 +52,15 @@ IMPORTING = {
     "sources.hub_texts": {"fetch_sample"},
     "measure": MEASURING,
     "measure.__init__ measure.device": MEASURING | TRAINING,
+    "tasks": {"measure_stream_eval"},
     "pretrain": BYTES,
     "pretrain.training": TRAINING,
     "pretrain.scores": {"measure_twin"},
     "measure.perplexity": {"measure_perplexity"},
     "measure.scorers": {"measure_perplexity", "measure_sink_tokens", "measure_twin"},
-    "measure.progress": TIMING | BYTES | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens"},
+    "measure.progress": TIMING
+    | BYTES
+    | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens", "measure_stream_eval"},
     **{f"measure.{name.removeprefix('measure_')}": {name} for name in LOOKING},
     "measure.attention_maps": {"measure_attention_maps", "measure_twin"},
     "measure.memory": TIMING | COMPARING,
@@ -73,6 +76,7 @@ IMPORTING = {
     "summaries.methods_along": ALONG,
     "summaries.positions": {"collect_positions", "write_paper"},
     "summaries.sink_mass": {"collect_sink_mass", "write_paper"},
+    "summaries.stream_eval": {"write_paper"},
     "summaries.twins": {"collect_twins", "write_paper"},
     "summaries.paper": {"write_paper"},
     "summaries.latency": {"write_latency_summary"},

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from conftest import score_by_name
 from drawn import assert_printable, assert_tabled, assert_uncluttered, assert_written
 from numpy.testing import assert_allclose
+from small_twins import train_twins
 from test_figures import BOOTSTRAP
 from test_paper_measures import SHARED, TEXTS, TITLE
 
@@ -26,7 +28,7 @@ from streamlm.measure.attention_maps import (
 from streamlm.measure.sink_mass import SinkMassConfig, measure_sink_mass
 from streamlm.measure.sink_tokens import measure_sink_tokens
 from streamlm.records.fields import check_record
-from streamlm.records.files import read_losses, write_array, write_json
+from streamlm.records.files import read_losses, read_record, write_array, write_json
 from streamlm.records.paper import MethodsAlongRecord, PositionsRecord
 from streamlm.summaries.escape import escape_markdown
 from streamlm.summaries.main import collect_ablation
@@ -34,6 +36,9 @@ from streamlm.summaries.methods_along import PART, collect_methods_along
 from streamlm.summaries.paper import ITEMS, MISSING, paper_page
 from streamlm.summaries.positions import collect_positions, position_summary
 from streamlm.summaries.sink_mass import collect_sink_mass
+from streamlm.summaries.twins import collect_twins
+from streamlm.tasks.stream_eval import measure_stream_eval
+from streamlm.tasks.stream_text import StreamText
 
 # Positions and methods along a stream
 
@@ -164,8 +169,16 @@ def test_a_stretch_without_a_recomputed_token_is_refused(tmp_path, runs):
 # Figures and the page
 
 
+STREAM = StreamText(lines=12, every=4, distances=[2, 5], streams=2, candidates=3)
+
+
 @pytest.fixture(scope="module")
-def records(prose_model, prose_ids, runs):
+def twins(tmp_path_factory):
+    return train_twins(tmp_path_factory.mktemp("twins"))
+
+
+@pytest.fixture(scope="module")
+def records(prose_model, prose_ids, runs, twins):
     """Records of every kind, of both texts, by the name of their figure."""
     sizes = SinkMassConfig(n_sink=4, capacity=20, contexts=2, context_tokens=150, stream_tokens=1000)
     sentences, cfg = SentenceConfig(sentences=8, sentence_tokens=6), StreamConfig(n_sink=4, window_size=60)
@@ -188,6 +201,16 @@ def records(prose_model, prose_ids, runs):
         "attention_maps": [measure_attention_maps(sentences=sentences, **text)[0] for text in texts],
         "sink_mass": [collect_sink_mass(measure_sink_mass(sizes=sizes, **text), ablation) for text in texts],
         "sink_tokens": [measure_sink_tokens(cfg=cfg, **text)[0] for text in texts],
+        "stream_eval": [
+            measure_stream_eval(
+                model_dir=prose_model,
+                cfg=STREAM,
+                n_sink=2,
+                capacities=[24, 16],
+                **{key: value for key, value in SHARED.items() if key != "dataset"},
+            )
+        ],
+        "twins": [collect_twins([read_record(path) for path in twins.values()])],
     }
 
 
@@ -224,7 +247,7 @@ def test_curves_are_those_of_the_records(records):
 
 
 @pytest.fixture
-def results(tmp_path, records, runs, prose_model, prose_ids):
+def results(tmp_path, records, runs, prose_model, prose_ids, twins):
     """A results folder with the records of one text, and the tokens of all its runs."""
     text, paths = next(iter(runs.items()))
     labels = {
@@ -240,7 +263,10 @@ def results(tmp_path, records, runs, prose_model, prose_ids):
             target.write_bytes(paths[name].with_suffix(suffix).read_bytes())
     place = tmp_path / "results" / "paper"
     for name in PAPER_FIGURES:
-        write_json(place / f"notes_{name}.json", records[name][0])
+        pattern = find_figure(name).records.pattern
+        write_json(tmp_path / "results" / pattern.format(corpus="notes"), records[name][0])
+    write_json(place / "twins.json", records["twins"][0])
+    shutil.copytree(next(iter(twins.values())).parent, place / "twins")
     write_json(tmp_path / "results/streaming_llm/ablation_n_sink.json", records["ablation_n_sink"][0])
     write_json(place / "runs" / "notes_sink_mass.json", {
         key: value for key, value in records["sink_mass"][0].items() if key != "ablation"
@@ -265,7 +291,7 @@ def verified(results, prose_model):
     return {verdict.name: verdict for verdict in found if verdict.name.startswith(("paper/", "runs/"))}
 
 
-def test_verify_follows_every_record(results, prose_model):
+def test_verify_follows_every_record(results, prose_model, twins):
     found = verified(results, prose_model)
     assert all(found[f"runs/notes/{path.name}"].rescored for path in (results / "runs/notes").glob("*.json"))
     assert found["runs/notes/long_yarn_text_positions_sink4_window12.json"].outcome == SAMPLED
@@ -274,28 +300,35 @@ def test_verify_follows_every_record(results, prose_model):
         **{f"paper/notes_{name}.json": CONFIRMED for name in ("positions", "methods_along", "sink_mass")},
         **{f"paper/notes_{name}.json": CONSISTENT for name in ("attention_maps", "sink_tokens")},
         "paper/runs/notes_sink_mass.json": CONSISTENT,
+        "paper/stream_eval.json": CONSISTENT,
+        "paper/twins.json": CONFIRMED,
+        **{f"paper/twins/{path.name}": CONSISTENT for path in twins.values()},
     }
 
 
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [
-        ("positions", ("rows", 1, "difference_nats", 0), 0.5),
-        ("methods_along", ("rows", 2, "nll_nats", 1), 0.5),
-        ("sink_mass", ("along", "share", 0), 0.5),
-        ("sink_tokens", ("rows", 3, "common", "perplexity"), 5.0),
-        ("attention_maps", ("layers", 0, "first_token_by_head", 1), 1.5),
+        ("notes_positions", ("rows", 1, "difference_nats", 0), 0.5),
+        ("notes_methods_along", ("rows", 2, "nll_nats", 1), 0.5),
+        ("notes_sink_mass", ("along", "share", 0), 0.5),
+        ("notes_sink_tokens", ("rows", 3, "common", "perplexity"), 5.0),
+        ("notes_attention_maps", ("layers", 0, "first_token_by_head", 1), 1.5),
+        ("stream_eval", ("rows", 1, "distances", 0, "chosen_share"), 0.55),
+        ("twins", ("twins", 2, "rows", 0, "common", "perplexity"), 5.0),
+        ("twins/plain_seed0", ("rows", 0, "common", "perplexity"), 5.0),
+        ("twins/zero_sink_seed1", ("layers", 0, "first_token_by_head", 0), -0.5),
     ],
 )
 def test_verify_refutes_a_changed_number(results, prose_model, name, path, value):
-    file = results / "paper" / f"notes_{name}.json"
+    file = results / "paper" / f"{name}.json"
     record = json.loads(file.read_text())
     section = record
     for key in path[:-1]:
         section = section[key]
     section[path[-1]] = value
     file.write_text(json.dumps(record))
-    assert verified(results, prose_model)[f"paper/notes_{name}.json"].outcome == REFUTED
+    assert verified(results, prose_model)[f"paper/{name}.json"].outcome == REFUTED
 
 
 def test_every_model_is_a_row_of_the_methods_along_a_stream(tmp_path, records):
@@ -323,14 +356,17 @@ def test_page_has_every_item_and_its_numbers(records, prose_ids):
     page = paper_page(records)
     for item in ITEMS:
         assert f"\n## {item.number}: {item.shows}\n" in page
-        assert (item.figure is None) == (item.status == MISSING)
+        assert item.figure is None or item.status != MISSING
         assert item.figure is None or item.figure in FIGURES
     assert "{" not in page
     assert f"{escape_markdown(TITLE)} instead of Llama-2-7B, and 8 sentences of 6 tokens" in page
     assert "the last 128 tokens of 2 contexts of 150 instead" in page
     assert f"and {len(prose_ids[TEXTS[0]]):,} tokens of each text instead of 400,000" in page
     assert "and 5,000 tokens of each text; `long_stream" in page
-    assert page.count("float32, cpu") == len(records)
+    assert page.count("float32, cpu") == sum((item.records or item.figure) in records for item in ITEMS)
+    assert "```text\n" + "\n".join(records["stream_eval"][0]["example"].splitlines()[:6]) in page
+    size = f"{records['twins'][0]['parameters']:,}"
+    assert f"3 models of {size} parameters that read bytes, 6 steps each and 2 seeds" in page
     n_here = sum(item.status != MISSING for item in ITEMS)
     assert f"{n_here} of {len(ITEMS)}" in page
     row = records["sink_tokens"][0]["rows"][1]

@@ -9,19 +9,20 @@ import torch
 from drawn import assert_printable, assert_tabled, assert_uncluttered, assert_written
 from numpy.testing import assert_allclose
 from safetensors import safe_open
+from small_twins import HELD_OUT, SHAPE, SINKS, TEXT, TRAINING, train_twins
 from test_figures import BOOTSTRAP
 from torch.nn import functional
 from torch.testing import assert_close
 
 from streamlm.cache.models import load_model
-from streamlm.config import TWINS, Compute, StreamConfig
+from streamlm.config import TWINS, StreamConfig
 from streamlm.experiment.follow import Refuted, follow_paper
 from streamlm.figures.catalogue import TWIN_FIGURES, find_figure
 from streamlm.measure.scoring import score_stream
 from streamlm.pretrain import training
-from streamlm.pretrain.scores import MAP_TOKENS, TwinSinks, measure_twin
+from streamlm.pretrain.scores import MAP_TOKENS, TwinSinks
 from streamlm.pretrain.texts import read_texts
-from streamlm.pretrain.training import Training, draw_batch, learning_rate, train, train_twin
+from streamlm.pretrain.training import Training, draw_batch, learning_rate, train
 from streamlm.pretrain.twins import (
     SINK,
     TwinShape,
@@ -32,25 +33,10 @@ from streamlm.pretrain.twins import (
 )
 from streamlm.records.fields import check_record
 from streamlm.records.files import read_record, write_array, write_json
-from streamlm.records.paper import TrainingRecord, TwinRecord, TwinsRecord
+from streamlm.records.paper import TwinRecord, TwinsRecord
 from streamlm.sources.corpus import Document, write_sample
 from streamlm.stats import describe_losses, paired_increase
 from streamlm.summaries.twins import collect_twins, twin_sink_rows
-
-SHAPE = TwinShape(layers=2, hidden=16, heads=2, context_tokens=40)
-TRAINING = Training(steps=6, batch=3, learning_rate=0.01)
-TEXT = np.random.default_rng(0).integers(97, 110, 3000).astype(np.uint8)
-HELD_OUT = [np.random.default_rng(seed).integers(97, 110, 150).astype(np.uint8) for seed in (1, 2)]
-SINKS = TwinSinks(n_sinks=[0, 1, 3], capacity=12)
-ONE_THREAD = Compute(torch_threads=1)
-DATASET = "Letters & more"
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 33])
@@ -220,25 +206,7 @@ def test_nothing_that_is_scored_is_trained_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Two seeds of every twin, trained and measured: paths of records, by twin and seed."""
-    place, paths = tmp_path_factory.mktemp("results"), {}
-    for twin in TWINS:
-        for seed in (0, 1):
-            name = f"{twin}_seed{seed}"
-            record, model = train_twin(
-                twin=twin, shape=SHAPE, cfg=TRAINING, text=TEXT, dataset=DATASET, seed=seed,
-                compute=ONE_THREAD,
-            )  # fmt: skip
-            check_record(record, TrainingRecord, name)
-            write_twin(model, place / "twins" / name)
-            found, losses = measure_twin(
-                model_dir=place / "twins" / name, training=record, texts=HELD_OUT, dataset=DATASET,
-                sinks=SINKS, compute=ONE_THREAD, bootstrap=BOOTSTRAP,
-            )  # fmt: skip
-            path = paths[twin, seed] = place / "paper" / "twins" / f"{name}.json"
-            write_json(path, found)
-            write_array(path.with_suffix(".npy"), losses)
-    return paths
+    return train_twins(tmp_path_factory.mktemp("results"))
 
 
 @pytest.mark.parametrize("twin", TWINS)

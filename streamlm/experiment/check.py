@@ -222,6 +222,15 @@ def _context(n_sink: int, context_tokens: int) -> Iterator[str]:
         )
 
 
+def _asked(lines: int, every: int, distances: list[int], candidates: int) -> Iterator[str]:
+    last, needed = lines // every * every, max(candidates, *distances)
+    if last < needed:
+        yield (
+            f"paper.stream_eval.lines: the last question is after line {last}, and its distances and "
+            f"candidates take {needed}; take more lines"
+        )
+
+
 def _pairs(hidden: int, heads: int) -> Iterator[str]:
     if hidden % (2 * heads):
         yield (
@@ -296,6 +305,14 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
     *(
         (partial(_fills, f"paper.sink_mass.{key}"), "paper.sink_mass.capacity", f"paper.sink_mass.{key}")
         for key in ("context_tokens", "stream_tokens")
+    ),
+    (partial(_windows, "paper.stream_eval"), "paper.stream_eval.n_sink", "paper.stream_eval.capacities"),
+    (
+        _asked,
+        "paper.stream_eval.lines",
+        "paper.stream_eval.every",
+        "paper.stream_eval.distances",
+        "paper.stream_eval.candidates",
     ),
     (partial(_windows, "paper.pretraining"), "paper.pretraining.n_sinks", "paper.pretraining.capacity"),
     (

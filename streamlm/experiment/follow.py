@@ -15,7 +15,13 @@ from streamlm.experiment.plan import method_label
 from streamlm.limits import BOOTSTRAP_DRAWS
 from streamlm.records.fields import check_record
 from streamlm.records.files import read_losses, read_record
-from streamlm.records.paper import AttentionMapsRecord, SinkMassRecord, SinkTokensRecord, TwinRecord
+from streamlm.records.paper import (
+    AttentionMapsRecord,
+    SinkMassRecord,
+    SinkTokensRecord,
+    StreamEvalRecord,
+    TwinRecord,
+)
 from streamlm.records.types import Environment, LatencyRecord, LongRunRecord, Record, RunRecord
 from streamlm.stats import (
     BootstrapConfig,
@@ -23,6 +29,7 @@ from streamlm.stats import (
     block_bootstrap,
     describe_losses,
     paired_increase,
+    proportion,
     trend,
 )
 from streamlm.summaries.main import Run
@@ -237,6 +244,9 @@ def follow_paper(path: Path) -> None:
     if record_type is SinkTokensRecord:
         _follow_sink_tokens(path, record)
         return
+    if record_type is StreamEvalRecord:
+        _follow_answers(record)
+        return
     if of_twin:
         _follow_twin(path, record)
     layers = [layer for of in record.get("methods", {}).values() for layer in of] or record["layers"]
@@ -256,6 +266,17 @@ def _follow_sink_tokens(path: Path, record: Record) -> None:
         compare_json(expected, row["common"], f"rows[{i}].common")
 
 
+def _follow_answers(record: Record) -> None:
+    for row in record["rows"]:
+        for at in row["distances"]:
+            for name in ("exact", "chosen"):
+                found, where = at[name], f"{row['method']}, {at['distance']} lines back, {name}"
+                if not found or len(found) != at["asked"]:
+                    raise Refuted(f"{where}: it has {len(found)} answers to {at['asked']} questions")
+                expected = proportion(sum(found), len(found), record["confidence"])
+                compare_json(expected, {key: at[f"{name}_{key}"] for key in expected}, where)
+
+
 def _follow_twin(path: Path, record: Record) -> None:
     losses, cfg = read_losses(path), bootstrap_of(record)
     if losses.shape != (len(record["rows"]), record["tokens"]["scored"]):
@@ -268,6 +289,7 @@ def _follow_twin(path: Path, record: Record) -> None:
 
 SHARE_ROUNDING = 1e-3  # of a share that was computed in bfloat16
 PAPER_TYPES = {
+    "stream_eval": StreamEvalRecord,
     "_attention_maps": AttentionMapsRecord,
     "_sink_mass": SinkMassRecord,
     "_sink_tokens": SinkTokensRecord,

@@ -154,6 +154,12 @@ def twin_settings(config: Config, *keys: str) -> dict[str, Any]:
     return {key: config["paper"]["pretraining"][key] for key in keys}
 
 
+def stream_eval_settings(config: Config) -> dict[str, Any]:
+    """Return the streams of StreamEval, as `StreamText` takes them, and what is kept of them."""
+    task = dict(config["paper"]["stream_eval"])
+    return {"n_sink": task.pop("n_sink"), "capacities": task.pop("capacities"), "task": task}
+
+
 def long_stream_labels(config: Config) -> list[str]:
     """Return the runs of the long stream."""
     return ["long_dense", *(f"long_{run_label(cfg)}" for cfg in long_stream(config))]

@@ -24,7 +24,7 @@ MAIN_FIGURES = (
     "press_sweep",
     "comparison_metrics_table",
 )
-PAPER_FIGURES = ("positions", "methods_along", "attention_maps", "sink_mass", "sink_tokens")
+PAPER_FIGURES = ("positions", "methods_along", "attention_maps", "sink_mass", "sink_tokens", "stream_eval")
 TWIN_FIGURES = ("twin_losses", "twin_sinks", "twin_maps")
 FIGURES = MAIN_FIGURES + PAPER_FIGURES + TWIN_FIGURES
 

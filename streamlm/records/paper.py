@@ -118,6 +118,50 @@ class SinkTokensRecord(TextRecord):
     tokens: ScoredTokens
 
 
+class AnswersAt(TypedDict):
+    """The answers to the questions of one distance."""
+
+    distance: int  # lines back
+    tokens_back: int  # at most
+    asked: int
+    exact: list[bool]  # whether greedy decoding writes the value
+    chosen: list[bool]  # whether no other candidate is as likely
+    exact_share: float
+    exact_interval: Pair
+    chosen_share: float
+    chosen_interval: Pair
+    nll_nats: float  # of the value
+
+
+class AskedStreams(TypedDict):
+    """What the streams of StreamEval contain."""
+
+    lines: int
+    every: int
+    distances: list[int]
+    streams: int
+    candidates: int
+    seed: int
+
+
+class StreamEvalRow(Geometry):
+    """StreamEval under one method at one capacity."""
+
+    method: str
+    distances: list[AnswersAt]
+
+
+class StreamEvalRecord(TextRecord):
+    """StreamEval under every method."""
+
+    bootstrap: Bootstrap
+    task: AskedStreams
+    texts_sha256: str
+    example: str
+    rows: list[StreamEvalRow]
+    tokens: Tokens
+
+
 class TrainingRecord(TypedDict):
     """How a twin was trained."""
 
