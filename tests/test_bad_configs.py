@@ -259,6 +259,12 @@ ALONE = [
     ({"paper/positions/yarn": "four"}, "paper.positions.yarn: 'four' is of the wrong type"),
     ({"paper/attention_maps/sentence_tokens": 257}, "paper.attention_maps.sentence_tokens: 257 is too"),
     (
+        {"paper/stream_eval/distances": [101]},
+        "paper.stream_eval.lines: the last question is after line 100, and its distances and candidates",
+    ),
+    ({"paper/stream_eval/lines": 128}, "paper.stream_eval.lines: 128 is too large"),
+    ({"paper/stream_eval/n_sink": 128}, "paper.stream_eval: capacity 128 leaves no window beside 128 sinks"),
+    (
         {"paper/pretraining/hidden": 36},
         "paper.pretraining.hidden: 36 must be a multiple of twice",
     ),

@@ -21,6 +21,7 @@ from streamlm.pretrain.scores import TwinSinks
 from streamlm.pretrain.training import Training
 from streamlm.pretrain.twins import TwinShape
 from streamlm.stats import BootstrapConfig
+from streamlm.tasks.stream_text import StreamText
 
 
 def paths(config, here=()):
@@ -152,6 +153,7 @@ def plan_everything(config):
     BootstrapConfig(**config["bootstrap"])
     SentenceConfig(**config["paper"]["attention_maps"])
     SinkMassConfig(**plan.sink_mass_sizes(config))
+    StreamText(**plan.stream_eval_settings(config)["task"])
     TwinShape(**plan.twin_settings(config, "layers", "hidden", "heads", "context_tokens"))
     Training(**plan.twin_settings(config, "steps", "batch", "learning_rate"))
     TwinSinks(**plan.twin_settings(config, "n_sinks", "capacity"))
