@@ -170,7 +170,7 @@ ITEMS = (
         number="Figure 9",
         shows="StreamEval, right answers of several methods",
         status=SCALED,
-        why=ASKED + ". By distance instead of along the stream, where nothing changes",
+        why=ASKED + ". By distance and by cache size, instead of along the stream",
         figure="stream_eval",
     ),
     Item(
