@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from streamlm.config import METHODS
-from streamlm.figures.catalogue import FIGURES, fill_caption, find_figure
+from streamlm.figures.catalogue import FIGURES, TWIN_FIGURES, fill_caption, find_figure
 from streamlm.figures.style import (
     HATCHES,
     LINE_STYLES,
@@ -83,7 +83,12 @@ def test_every_figure_says_what_to_see_and_what_was_measured():
     for name in FIGURES:
         caption = fill_caption(name, config)
         assert "**What to see**" in caption
-        assert "**Measured** with SmolLM2-135M-Instruct, Q4_1 dequantised" in caption
+        own = (
+            "small Llamas, trained here"
+            if name in TWIN_FIGURES
+            else "SmolLM2-135M-Instruct, Q4_1 dequantised"
+        )
+        assert f"**Measured** with {own}" in caption
         assert find_figure(name).title
 
 

@@ -49,7 +49,7 @@ Three small models that are trained alike: as usual, with a zero sink in every h
 token before every context. **What to see**: whether a sink that is there from the beginning changes how well
 a model learns.
 
-**Trained** on bytes of {texts}, the same ones for each.""",
+**Measured** with small Llamas, trained here on bytes of {texts}, the same ones for each.""",
     records=Records("paper/twins.json", TwinsRecord),
     plot=plot_twin_losses,
     rows=twin_loss_rows,

@@ -73,7 +73,7 @@ Mean attention of three small models that are trained alike: as usual, with a ze
 learnable sink token before every context. **What to see**: whether the first column takes more than its
 share, and what the zero sink takes from it.
 
-**Measured** on bytes of {texts} that no twin was trained on.""",
+**Measured** with small Llamas, trained here, on bytes of {texts} that none was trained on.""",
     records=Records("paper/twins.json", TwinsRecord),
     plot=plot_twin_maps,
     rows=twin_map_rows,

@@ -36,8 +36,8 @@ Three small models that are trained alike: as usual, with a zero sink in every h
 token before every context. **What to see**: what each loses without any sink, and whether one learnable token
 is enough.
 
-**Measured** on bytes of {texts}; the last {paper[pretraining][scored_bytes]:,} of each are scored, and none
-of them was trained on.""",
+**Measured** with small Llamas, trained here on bytes of {texts}; the last
+{paper[pretraining][scored_bytes]:,} of each are scored, and none of these was trained on.""",
     records=Records("paper/twins.json", TwinsRecord),
     plot=plot_twin_sinks,
     rows=twin_sink_rows,
