@@ -11,7 +11,10 @@ SAMPLES = expand("data/{corpus}/sample.json", corpus=CORPORA)
 TWIN_TEXT = " and ".join(TITLES)
 
 
-# A twin is so small that a second thread would slow it: --cores 2 trains two at a time.
+# A twin is so small that a GPU or a second thread would slow it: --cores 2 trains two at a time.
+TWIN_COMPUTE = {"device": "cpu", "torch_threads": 1}
+
+
 rule train_twin:
     input:
         samples=SAMPLES,
@@ -22,8 +25,6 @@ rule train_twin:
         f"{RESULTS}/logs/train_twin/{{twin}}_seed{{seed}}.log",
     conda:
         "../../envs/streamlm.yaml"
-    resources:
-        **GPU,
     params:
         twin=lambda wildcards: wildcards.twin,
         seed=lambda wildcards: int(wildcards.seed),
@@ -32,7 +33,7 @@ rule train_twin:
         scored_bytes=config["paper"]["pretraining"]["scored_bytes"],
         dataset=TWIN_TEXT,
         checkpoint=f"{RESULTS}/checkpoints/twins/{{twin}}_seed{{seed}}.safetensors",
-        compute=config["compute"] | {"torch_threads": 1},
+        compute=config["compute"] | TWIN_COMPUTE,
         code=code_of("workflow/scripts/train_twin.py"),
     script:
         "../scripts/train_twin.py"
@@ -50,13 +51,11 @@ rule measure_twin:
         f"{RESULTS}/logs/measure_twin/{{twin}}_seed{{seed}}.log",
     conda:
         "../../envs/streamlm.yaml"
-    resources:
-        **GPU,
     params:
         sinks=plan.twin_settings(config, "n_sinks", "capacity"),
         scored_bytes=config["paper"]["pretraining"]["scored_bytes"],
         dataset=TWIN_TEXT,
-        compute=config["compute"] | {"torch_threads": 1},
+        compute=config["compute"] | TWIN_COMPUTE,
         bootstrap=config["bootstrap"],
         code=code_of("workflow/scripts/measure_twin.py"),
     script:
