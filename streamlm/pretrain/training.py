@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ def train_twin(
         ValueError: see `train`.
     """
     use_threads(compute.torch_threads)
-    device, begin = choose_device(compute.device), time.perf_counter()
+    device = choose_device(compute.device)
     model = new_twin(twin, shape, seed).to(device)
     with progress(cfg.steps, "step") as bar:
         losses = train(model, twin, shape, cfg, text, seed, checkpoint=checkpoint, on_step=bar.update)
@@ -84,7 +83,6 @@ def train_twin(
         "tokens": {"count": len(text), "sha256": hash_ids(text.astype(np.int64))},
         "part": PART,
         "nll_nats": [float(part.mean(dtype=np.float64)) for part in parts],
-        "runtime_sec": time.perf_counter() - begin,
         "environment": {
             **describe_environment(__file__),  # type: ignore[typeddict-item]
             "device": device_name(device),

@@ -175,7 +175,6 @@ class TrainingRecord(TypedDict):
     tokens: Tokens  # all bytes of the text; a step reads a few contexts of it
     part: int  # steps in the mean of one point of `nll_nats`
     nll_nats: list[float]  # per byte
-    runtime_sec: float
     environment: Environment
 
 
@@ -211,7 +210,6 @@ class TwinResult(TypedDict):
     seed: int
     part: int
     training_nats: list[float]
-    runtime_sec: float
     rows: list[TwinRow]
     layers: list[TwinLayer]
 

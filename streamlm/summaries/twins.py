@@ -29,7 +29,6 @@ def collect_twins(records: Sequence[Record]) -> TwinsRecord:
                 "seed": record["seed"],
                 "part": record["training"]["part"],
                 "training_nats": record["training"]["nll_nats"],
-                "runtime_sec": record["training"]["runtime_sec"],
                 "rows": record["rows"],
                 "layers": record["layers"],
             }
