@@ -15,7 +15,6 @@ from streamlm.figures.style import (
     RC_PARAMS,
     error_arms,
     finish,
-    label_limit,
     method_style,
 )
 from streamlm.records.paper import StreamEvalRecord
@@ -42,10 +41,9 @@ def plot_stream_eval(records: Sequence[Record]) -> Picture:
         rows = [*dense, *(row for row in record["rows"] if row["capacity"] == capacity)]
         for (measure, title), axes in zip(MEASURES.items(), line, strict=True):
             _plot_rows(axes, rows, measure)
-            axes.set(xlabel="tokens back", ylabel=f"right answers, %, {capacity} tokens kept", ylim=(-4, 104))
-            axes.set_title(title.format(**record["task"]))
+            axes.set(xlabel="tokens back", ylabel="right answers, %", ylim=(-4, 104))
+            axes.set_title(f"{capacity} tokens kept: {title.format(**record['task'])}")
             axes.axvline(capacity, **LIMIT_STYLE)
-            label_limit(axes, capacity, f"{capacity} tokens kept")
     handles = [
         Line2D([], [], **method_style(METHODS[name]), label=METHODS[name].title)
         for name in dict.fromkeys(row["method"] for row in record["rows"])
@@ -72,7 +70,7 @@ def _notes(record: Record) -> list[str]:
     counts = f"{min(asked)} to {max(asked)}" if min(asked) < max(asked) else f"{asked[0]}"
     notes = [
         f"{task['lines']} lines, a question every {task['every']}, {counts} questions at each distance; "
-        f"error bars: {100 * record['confidence']:g} % intervals (Wilson)"
+        f"dotted: the tokens kept; error bars: {100 * record['confidence']:g} % intervals (Wilson)"
     ]
     for measure, title in MEASURES.items():
         if lines := beyond_the_model(record, measure):
