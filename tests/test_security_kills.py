@@ -60,6 +60,13 @@ def killed(args, place, delay, look=lambda: None):
     process.stdout.close()
 
 
+def seen_while_killed(program, place, moment):
+    """Return every content that the file `it` had while a program that writes it ran and was killed."""
+    seen, file = set(), place / "it"
+    killed([sys.executable, "-c", program], place, moment, lambda: seen.add(file.read_bytes()))
+    return seen | {file.read_bytes()}
+
+
 KILLS = [pytest.param(n, marks=[pytest.mark.slow] if n > 1 else []) for n in (1, 19)]
 
 
@@ -73,14 +80,7 @@ def test_killed_save_leaves_the_old_conversation_or_the_new_one(tmp_path, count)
     whole = {f"user: {letter * 2_000_000}\n" for letter in "ab"}
     (tmp_path / "it").write_text(min(whole))
     for moment in moments(count):
-        seen = set()
-        killed(
-            [sys.executable, "-c", SAVE],
-            tmp_path,
-            moment,
-            lambda seen=seen: seen.add((tmp_path / "it").read_text()),
-        )
-        assert seen | {(tmp_path / "it").read_text()} <= whole
+        assert seen_while_killed(SAVE, tmp_path, moment) <= {text.encode() for text in whole}
 
 
 @pytest.mark.parametrize("count", KILLS)
@@ -93,14 +93,7 @@ def test_killed_drawing_leaves_the_old_figure_or_the_new_one(tmp_path, count):
         whole.add((tmp_path / "it.png").read_bytes())
     (tmp_path / "it").write_bytes(min(whole))
     for moment in moments(count):
-        seen = set()
-        killed(
-            [sys.executable, "-c", DRAW],
-            tmp_path,
-            moment,
-            lambda seen=seen: seen.add((tmp_path / "it").read_bytes()),
-        )
-        assert seen | {(tmp_path / "it").read_bytes()} <= whole
+        assert seen_while_killed(DRAW, tmp_path, moment) <= whole
 
 
 @pytest.mark.parametrize("count", KILLS)

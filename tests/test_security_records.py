@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import VOCAB, score_by_name, tiny_llama
 from project import ROOT
+from test_verdicts import with_losses
 
 from streamlm import load_model
 from streamlm.config import StreamConfig
@@ -30,7 +31,7 @@ from streamlm.experiment.verdicts import (
 )
 from streamlm.measure.scoring import score_stream
 from streamlm.records.files import hash_ids, read_losses, read_record, write_array, write_json
-from streamlm.stats import BootstrapConfig, after_token, block_bootstrap, describe_losses
+from streamlm.stats import BootstrapConfig, block_bootstrap, describe_losses
 from streamlm.summaries.long_stream import collect_long_stream
 from streamlm.summaries.main import collect_ablation, collect_result
 
@@ -164,16 +165,6 @@ def test_changed_loss_between_is_met_by_some_seeds_and_by_all_tokens(made, runs)
 def test_every_loss_of_dense_is_scored_again_whatever_the_sample(made, runs):
     with_losses(runs / "long_dense.json", lambda losses: losses.__setitem__(1234, losses[1234] + 0.01))
     assert "token 1235 " in verdict(made, runs / "long_dense.json", max_tokens=9).why
-
-
-def with_losses(path, change):
-    """Change the losses of a run, and all that its record says of them."""
-    record, losses = read_record(path), read_losses(path)
-    change(losses)
-    record["streaming"] |= describe_losses(losses, BOOTSTRAP)
-    record["streaming"]["after_eviction"] = after_token(losses, record["capacity"], BOOTSTRAP)
-    write_array(path.with_suffix(".npy"), losses)
-    write_json(path, record)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from streamlm.experiment.config_file import check_file, repeated_keys
 from streamlm.experiment.faults import KeyPath, did_you_mean, key_name, schema_faults, show, without
 from streamlm.experiment.plan import MODEL_FILES, Config, model_folder
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
+from streamlm.tasks.stream_text import StreamText
 
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
 
@@ -222,13 +223,11 @@ def _context(n_sink: int, context_tokens: int) -> Iterator[str]:
         )
 
 
-def _asked(lines: int, every: int, distances: list[int], candidates: int) -> Iterator[str]:
-    last, needed = lines // every * every, max(candidates, *distances)
-    if last < needed:
-        yield (
-            f"paper.stream_eval.lines: the last question is after line {last}, and its distances and "
-            f"candidates take {needed}; take more lines"
-        )
+def _asked(lines: int, every: int, distances: list[int], streams: int, candidates: int) -> Iterator[str]:
+    try:
+        StreamText(lines=lines, every=every, distances=distances, streams=streams, candidates=candidates)
+    except ValueError as error:
+        yield f"paper.stream_eval.lines: {error}"
 
 
 def _pairs(hidden: int, heads: int) -> Iterator[str]:
@@ -312,6 +311,7 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
         "paper.stream_eval.lines",
         "paper.stream_eval.every",
         "paper.stream_eval.distances",
+        "paper.stream_eval.streams",
         "paper.stream_eval.candidates",
     ),
     (partial(_windows, "paper.pretraining"), "paper.pretraining.n_sinks", "paper.pretraining.capacity"),

@@ -7,10 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import MaxNLocator
 
 from streamlm.figures.entry import Figure, Records
-from streamlm.figures.style import MAP_COLOURS, PAGE, RC_PARAMS, SMALL, as_square, finish
+from streamlm.figures.style import PAGE, RC_PARAMS, SMALL, as_square, draw_map, finish
 from streamlm.records.paper import AttentionMapsRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import check_comparable, describe_setting
@@ -35,17 +34,9 @@ def plot_attention_maps(records: Sequence[Record]) -> Picture:
     for number, record in enumerate(records):
         for (kind, label), row in zip(KINDS.items(), panels[2 * number :], strict=False):
             maps = [as_square(record["layers"][i][kind]) for i in shown]
-            low, high = (0, 1) if kind == "weights" else (np.nanmin(maps), np.nanmax(maps))
+            limits = (0.0, 1.0) if kind == "weights" else (float(np.nanmin(maps)), float(np.nanmax(maps)))
             for axes, drawn in zip(row, maps, strict=True):
-                image = axes.imshow(
-                    drawn, cmap=MAP_COLOURS[kind], vmin=low, vmax=high, interpolation="nearest"
-                )
-                axes.grid(False)
-                axes.set(xlabel="key", ylabel="query")
-                axes.xaxis.label.set_visible(axes in panels[-1])
-                axes.yaxis.label.set_visible(axes is row[0])
-                for axis in (axes.xaxis, axes.yaxis):
-                    axis.set_major_locator(MaxNLocator(4, integer=True))
+                image = draw_map(axes, drawn, kind, limits)
             figure.colorbar(image, ax=row.tolist(), shrink=0.85, aspect=12, pad=0.01, label=label)
         for axes, i in zip(panels[2 * number], shown, strict=True):
             axes.set_title(_heading(record["layers"][i]), fontsize=SMALL)

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
@@ -125,6 +126,23 @@ def as_square(rows: list[list[float]]) -> np.ndarray:
     for query, row in enumerate(rows):
         square[query, : len(row)] = row
     return square
+
+
+def draw_map(
+    axes: Axes, square: np.ndarray, kind: str, limits: tuple[float, float], ylabel: str = "query"
+) -> AxesImage:
+    """Draw mean attention (T, T) of a `kind` in `MAP_COLOURS`; in a grid, outer panels alone are labelled."""
+    low, high = limits
+    image = axes.imshow(square, cmap=MAP_COLOURS[kind], vmin=low, vmax=high, interpolation="nearest")
+    axes.grid(False)
+    axes.set(xlabel="key", ylabel=ylabel)
+    place = axes.get_subplotspec()
+    if place is not None:
+        axes.xaxis.label.set_visible(place.is_last_row())
+        axes.yaxis.label.set_visible(place.is_first_col())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True))
+    return image
 
 
 # Plain numbers within a decade, from few to many.

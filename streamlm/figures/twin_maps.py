@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import MaxNLocator
 
 from streamlm.config import TWINS
 from streamlm.figures.entry import Figure, Records
-from streamlm.figures.style import MAP_COLOURS, PAGE, RC_PARAMS, SMALL, as_square, finish
+from streamlm.figures.style import PAGE, RC_PARAMS, SMALL, as_square, draw_map, finish
 from streamlm.records.paper import TwinsRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
@@ -34,20 +33,8 @@ def plot_twin_maps(records: Sequence[Record]) -> Picture:
     for (twin, result), row in zip(twins.items(), panels, strict=True):
         for axes, i in zip(row, shown, strict=True):
             layer = result["layers"][i]
-            image = axes.imshow(
-                as_square(layer["weights"]),
-                cmap=MAP_COLOURS["weights"],
-                vmin=0,
-                vmax=1,
-                interpolation="nearest",
-            )
-            axes.grid(False)
+            image = draw_map(axes, as_square(layer["weights"]), "weights", (0, 1), f"{TWINS[twin]}\nquery")
             axes.set_title(_heading(layer), fontsize=SMALL)
-            axes.set(xlabel="key", ylabel=f"{TWINS[twin]}\nquery")
-            axes.xaxis.label.set_visible(axes in panels[-1])
-            axes.yaxis.label.set_visible(axes is row[0])
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(4, integer=True))
     figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.5, aspect=20, pad=0.01, label="mean weight")
     contexts = record["contexts"]
     notes = [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from streamlm.records.types import Record
-from streamlm.summaries.tables import CHANGE, Row, spread, with_interval
+from streamlm.summaries.tables import CHANGE, Row, percent, with_interval
 
 
 def collect_sink_mass(mass: Record, ablation: Record) -> Record:
@@ -20,7 +20,7 @@ def _by_layer(record: Record) -> list[Row]:
     """Return the share of each layer on the first token, and on the other first tokens together."""
     return [
         {"text": record["dataset"], "method": method, "layer": layer}
-        | _percent("share_percent", shares["share"][0], shares["share_interval"][0])
+        | percent("share_percent", shares["share"][0], shares["share_interval"][0])
         | {"others_percent": 100 * sum(shares["share"][1:])}
         for method, layers in record["methods"].items()
         for layer, shares in enumerate(layers)
@@ -32,7 +32,7 @@ def _along(record: Record) -> list[Row]:
     points = zip(along["tokens_seen"], along["share"], along["share_interval"], strict=True)
     return [
         {"text": record["dataset"], "method": "streaming", "layer": "all", "seen_tokens": seen}
-        | _percent("share_percent", share, interval)
+        | percent("share_percent", share, interval)
         for seen, share, interval in points
     ]
 
@@ -45,15 +45,11 @@ def _ablation(record: Record) -> list[Row]:
     ]
 
 
-def _percent(name: str, share: float, interval: Sequence[float]) -> Row:
-    return spread(name, 100 * share, [100 * end for end in interval])
-
-
 def attention_map_rows(records: Sequence[Record]) -> list[Row]:
     """Return the share of the first token in every layer, of `measure_attention_maps` records."""
     return [
         {"text": record["dataset"], "layer": layer["layer"]}
-        | _percent("first_token_percent", layer["first_token"], layer["first_token_interval"])
+        | percent("first_token_percent", layer["first_token"], layer["first_token_interval"])
         for record in records
         for layer in record["layers"]
     ]

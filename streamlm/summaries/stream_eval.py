@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from streamlm.config import METHODS
 from streamlm.records.types import Record
 from streamlm.summaries.main import kept_text
-from streamlm.summaries.tables import Row, spread
+from streamlm.summaries.tables import Row, percent
 
 ABLE = 0.5  # share of answers with everything kept, below which nothing is said of what a cache loses
 
@@ -21,11 +21,6 @@ def stream_eval_rows(records: Sequence[Record]) -> list[Row]:
         for row in record["rows"]
         for at in row["distances"]
     ]
-
-
-def percent(name: str, share: float, interval: Sequence[float]) -> Row:
-    """Return a share and its interval as columns in percent."""
-    return spread(name, 100 * share, [100 * end for end in interval])
 
 
 def beyond_the_model(record: Record, measure: str) -> list[int]:

@@ -71,6 +71,11 @@ def spread(name: str, value: float | None, interval: Sequence[float | None]) -> 
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
+def percent(name: str, share: float, interval: Sequence[float]) -> Row:
+    """Return a share and its interval as columns of `name`, in percent."""
+    return spread(name, 100 * share, [100 * end for end in interval])
+
+
 def mib(size: float | None) -> float | None:
     """Return a size in bytes as MiB."""
     return None if size is None else size / 2**20
