@@ -59,7 +59,7 @@ $(LATEST)/.ready: envs/set_up.sh envs/requirements-latest.txt pyproject.toml
 # All that depends on the inside of transformers and of the hub's client; kvpress does not allow this transformers, and
 # the workflow needs kvpress. Three at a time, since the tests of a hub mostly wait for it.
 LIBRARY := attention captured_step chat cli compiled every_family families front_door generate gguf kept_state model_folders models observe \
-	paper paper_measures probe products quantized_attention sampling scoring security_gguf security_hub security_models security_tokenizers sink_cache \
+	paper paper_measures probe products quantized_attention sampling saved_cache saved_chat scoring security_gguf security_hub security_models security_tokenizers sink_cache \
 	stream_eval text_positions threads tokens twins
 
 latest: $(LATEST)/.ready

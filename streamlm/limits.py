@@ -20,6 +20,7 @@ RECORD_BYTES = 64 * 2**20  # the longest, along 4 million tokens, has 6 MiB
 RECORD_DEPTH = 32  # of lists and objects in each other; records have 8
 RECORD_INT = 2**63 - 1  # of any count
 CHECKPOINT_BYTES = 2**42  # dense, 4 million tokens of Llama-2-70B take 1.3e12
+SAVED_CACHE_BYTES = 2**42  # likewise
 BOOTSTRAP_DRAWS = 10**9  # blocks in all resamples that `verify` draws; 4 million losses take 6e7
 
 # How tokens are drawn: beyond these, float32 has no such number or every token is alike

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from tiny_model import chat_tokenizer, write_tiny_model
 
-from streamlm.commands.session import caught_interrupt, split_rows
+from streamlm.commands.screens import split_rows
+from streamlm.commands.session import caught_interrupt
 
 ROOT = Path(__file__).parent.parent
 

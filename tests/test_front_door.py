@@ -40,5 +40,5 @@ def test_sink_cache_shows_what_its_reference_documents_and_no_more():
     usual = {"layers", "layer_class_to_replicate", "offloading", "only_non_sliding", "prefetch_stream"}
     assert public - usual == {
         "cfg", "capacity", "geometries", "n_held", "mean_held", "nbytes", "longest_pass", "state_dict",
-        "load_state_dict",
+        "load_state_dict", "settings", "save", "load",
     }  # fmt: skip

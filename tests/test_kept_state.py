@@ -59,11 +59,12 @@ def test_reset_forgets_the_state(model):
 
 
 @newer
-def test_saved_state_goes_on_as_if_never_saved(model):
+def test_saved_state_goes_on_as_if_never_saved(model, tmp_path):
     ids = ids_of("x")[None]
-    cache, other = SinkCache(model.config, 2, 6), SinkCache(model.config, 2, 6)
+    cache = SinkCache(model.config, 2, 6)
     feed(model, cache, ids)
-    other.load_state_dict(cache.state_dict())
+    cache.save(tmp_path / "it")
+    other = SinkCache.load(tmp_path / "it", model)
     assert torch.equal(*(feed(model, each, ids) for each in (cache, other)))
     assert other.nbytes == cache.nbytes
 

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from streamlm.cache.prepare import prepare
+from streamlm.cache.tensor_file import digest_of
 from streamlm.config import StreamConfig
-from streamlm.measure.checkpoint import Checkpoint, _digest
+from streamlm.measure.checkpoint import Checkpoint
 from streamlm.measure.scoring import score_stream
 from streamlm.records.files import read_losses, read_record
 
@@ -128,7 +129,7 @@ def test_file_that_is_no_checkpoint_is_refused_and_never_executed(tmp_path, monk
 def test_checkpoint_of_wrong_shapes_is_refused_though_its_digest_is_right(tmp_path, change):
     path = tmp_path / "state"
     keep(path)
-    rewrite(path, change, _digest)
+    rewrite(path, change, digest_of)
     with pytest.raises(ValueError, match=r"state is damaged .*; remove it to start again"):
         restore(path)
 

@@ -9,10 +9,15 @@ import sys
 import time
 
 import pytest
+import torch
 from command import ENVIRONMENT
+from conftest import tiny_llama
 from project import ROOT
 from test_hostile import mount  # noqa: F401, a fixture
+from torch.testing import assert_close
 
+from streamlm.cache.prepare import prepare
+from streamlm.cache.sink_cache import SinkCache
 from streamlm.figures.style import save_figure
 
 # Each writes one content after the other until it is killed.
@@ -42,12 +47,27 @@ while True:
 """
 
 
+# Goes on with a saved cache, and saves it after every token.
+GO_ON = """
+import torch
+from conftest import tiny_llama
+from streamlm.cache.prepare import prepare
+from streamlm.cache.sink_cache import SinkCache
+with prepare(tiny_llama()) as model, torch.inference_mode():
+    print("ready", flush=True)
+    while True:
+        cache = SinkCache.load("it", model)
+        model(torch.tensor([[cache.get_seq_length() % 30]]), past_key_values=cache)
+        cache.save("it")
+"""
+
+
 def killed(args, place, delay, look=lambda: None):
     """Kill a process and its children some time after it is ready; until then, look at what it writes."""
     process = subprocess.Popen(
         args,
         cwd=place,
-        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
@@ -81,6 +101,28 @@ def test_killed_save_leaves_the_old_conversation_or_the_new_one(tmp_path, count)
     (tmp_path / "it").write_text(min(whole))
     for moment in moments(count):
         assert seen_while_killed(SAVE, tmp_path, moment) <= {text.encode() for text in whole}
+
+
+@pytest.mark.parametrize("count", KILLS)
+def test_killed_saving_and_loading_loses_no_stream(tmp_path, count):
+    with prepare(tiny_llama()) as model, torch.inference_mode():
+
+        def read(cache, first, last):
+            for token in range(first, last):
+                model(torch.tensor([[token % 30]]), past_key_values=cache)
+
+        whole = SinkCache(model.config, 2, 400)
+        read(whole, 0, 1)
+        whole.save(tmp_path / "it")
+        for moment in moments(count):
+            killed([sys.executable, "-c", GO_ON], tmp_path, moment)
+            left = SinkCache.load(tmp_path / "it", model)
+            before, after = whole.get_seq_length(), left.get_seq_length()
+            assert after > before
+            read(whole, before, after)
+            assert_close(left.state_dict(), whole.state_dict())
+        SinkCache.load(tmp_path / "it", model).save(tmp_path / "it")
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]  # what kills left is cleared
 
 
 @pytest.mark.parametrize("count", KILLS)

@@ -32,7 +32,8 @@ from streamlm.commands.output_types import (
     TEXT,
 )
 from streamlm.commands.outputs import Outputs
-from streamlm.commands.session import PlainScreen, TerminalScreen, run_command
+from streamlm.commands.screens import PlainScreen, TerminalScreen
+from streamlm.commands.session import Session
 from streamlm.records.files import write_json
 
 KINDS = (RECORD, LOSSES, FIGURE, CHECKPOINT, PAGE, TEXT, CONVERSATION, RUN_RECORD, RUN_LOSSES)
@@ -437,7 +438,7 @@ def say_to(monkeypatch, place, line, screen):
     notes = []
     monkeypatch.setattr(screen, "note", notes.append)
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    run_command(SimpleNamespace(messages=messages), line, screen, place / "m")
+    Session(SimpleNamespace(messages=messages), screen, place / "m").command(line)
     return notes[0]
 
 

@@ -251,14 +251,14 @@ def test_no_command_prints_by_another_way():
             r"typer\.s?echo|secho|\bprint\(|rich\.print|__stdout__|__stderr__|stdout\.buffer|stderr\.buffer|os\.write",
             path.read_text(),
         )
-        assert [each for each in found if path.name != "session.py" or each != "print("] == [], path
+        assert [each for each in found if path.name != "screens.py" or each != "print("] == [], path
     # Of rich, which is past the filter, there are two users, and they escape what it is given.
-    text = (ROOT / "streamlm/commands/session.py").read_text()
+    text = (ROOT / "streamlm/commands/screens.py").read_text()
     assert re.findall(r"(?<!\.)\bprint\(", text) == []
     assert text.count("console.print(") == 3
     assert text.count("without_steering(") == 3
     users = [path for path in (ROOT / "streamlm").rglob("*.py") if "Live(" in path.read_text()]
-    assert sorted(path.name for path in users) == ["session.py", "watch.py"]
+    assert sorted(path.name for path in users) == ["screens.py", "watch.py"]
     for path in users:
         assert path.read_text().count("redirect_stdout=False, redirect_stderr=False") == 1
 

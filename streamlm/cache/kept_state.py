@@ -3,7 +3,7 @@
 Their state is the model's own, and transformers' own layers of a cache keep it (from 5.24 on).
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -37,9 +37,18 @@ def state_tensors(layer: Any) -> dict[str, Tensor]:
 
 
 @torch.inference_mode(False)  # tensors born in inference mode could not be written outside it
-def load_state(layer: Any, name: str, tensor: Tensor) -> None:
-    """Give a new layer what `state_tensors` returned under this name."""
-    field, index = name.rsplit(".", 1)
-    layer.lazy_initialization(**{field: tensor}, state_idx=int(index))
-    getattr(layer, field)[int(index)].copy_(tensor)
-    layer.has_previous_state[int(index)] = True
+def load_states(layer: Any, index: int, stored: Mapping[str, Tensor]) -> None:
+    """Give a new layer of a model what `state_tensors` returned.
+
+    Raises:
+        ValueError: if that is nothing, or nothing that such a layer keeps.
+    """
+    if not stored:
+        raise ValueError(f"the state has no layer {index}; it was made for another model")
+    for name in sorted(stored):
+        field, _, number = name.rpartition(".")
+        if field not in FIELDS or not number.isdecimal():
+            raise ValueError(f"the state holds {index}.{name}, which this SinkCache does not have")
+        layer.lazy_initialization(**{field: stored[name]}, state_idx=int(number))
+        getattr(layer, field)[int(number)].copy_(stored[name])
+        layer.has_previous_state[int(number)] = True

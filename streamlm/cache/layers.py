@@ -4,6 +4,7 @@ Who owns what: the cache owns stores and layers; a `Store` owns tensors and know
 has an index into one store (and, if quantised, its own rings); `StreamState` has what all layers share.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -141,6 +142,37 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     def tensors(self) -> dict[str, Tensor]:
         """Return all that is stored, by name, as it lies in memory."""
         return {"keys": self.keys, "values": self.values, "sinks": self.sinks}
+
+    def load(self, stored: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` of such a layer returned, on the device where it is to be.
+
+        Raises:
+            ValueError: if the layer is in use already, or would not hold such tensors.
+        """
+        if self.is_initialized:
+            raise ValueError("a state can be loaded into a new SinkCache only; make one")
+        keys, values = stored.get("keys"), stored.get("values")
+        if keys is None or values is None or not (keys.ndim == values.ndim == 4):
+            raise ValueError(f"the state has no layer {self.layer_idx}; it was made for another model")
+        if self._slots_of(stored) != self.cfg.capacity:  # before any memory is taken for them
+            raise ValueError(f"the state of layer {self.layer_idx} does not fit this SinkCache in its keys")
+        self.lazy_initialization(keys, values)
+        own = self.tensors()
+        if other := stored.keys() - own.keys():
+            raise ValueError(
+                f"the state holds {self.layer_idx}.{min(other)}, which this SinkCache does not have"
+            )
+        for name, tensor in own.items():
+            found = stored.get(name)
+            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(
+                    f"the state of layer {self.layer_idx} does not fit this SinkCache in its {name}"
+                )
+            tensor.copy_(found)
+
+    @staticmethod
+    def _slots_of(stored: Mapping[str, Tensor]) -> int:
+        return stored["keys"].shape[2]
 
     def rotate_window(self, rotation: Rotation) -> None:
         """Rotate the keys of the window in place, in the precision of `rotation`."""
@@ -288,6 +320,11 @@ class QuantizedLayer(SinkLayer):
         rings = zip(("key", "value"), self.rings, strict=True)
         own = {f"{name}_{part}": getattr(ring, part) for name, ring in rings for part in ("codes", "scales")}
         return super().tensors() | own
+
+    @staticmethod
+    def _slots_of(stored: Mapping[str, Tensor]) -> int:
+        codes = stored.get("key_codes")
+        return stored["keys"].shape[2] + (0 if codes is None or codes.ndim != 4 else codes.shape[2])
 
     def rotate_window(self, rotation: Rotation) -> None:
         """See `SinkLayer`."""

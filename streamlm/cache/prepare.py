@@ -1,6 +1,7 @@
 """Prepare a model for `SinkCache`: its attention becomes ours, its positions those in the cache."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -84,6 +85,7 @@ def _before_forward(
     *,
     rotaries: tuple[Rotary | None, ...],
     takes_cache_position: bool,
+    reader: weakref.ref[PreTrainedModel],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     # By its type: its name changed from past_key_values to cache in transformers 5.24.
     cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, SinkCache)), None)
@@ -98,7 +100,7 @@ def _before_forward(
     dtype = torch.promote_types(base.dtype, torch.float32)
     plan = cache._begin_pass(tokens.shape[1], rotaries, dtype, kwargs.get("attention_mask"))
     positions = plan.positions(tokens.device)
-    _active.cache = cache
+    _active.cache, cache._model = cache, reader
     changed = {"attention_mask": None, "position_ids": positions}
     if takes_cache_position:
         changed["cache_position"] = positions[0]
@@ -131,6 +133,7 @@ def switch(model: PreTrainedModel) -> ExitStack:
             _before_forward,
             rotaries=rotaries,
             takes_cache_position=takes_cache_position(base),
+            reader=weakref.ref(base),
         )
         undo.callback(base.register_forward_pre_hook(before, with_kwargs=True).remove)
         undo.callback(base.register_forward_hook(_after_forward).remove)

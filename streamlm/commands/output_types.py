@@ -83,3 +83,4 @@ CHECKPOINT = OutputType("checkpoint of streamlm", _is_checkpoint, is_read_again=
 PAGE = OutputType("page of streamlm", _is_page, is_text=True)
 TEXT = OutputType("text", is_text=True, is_streamed=True)
 CONVERSATION = OutputType("conversation", is_text=True)
+SESSION = OutputType("conversation to go on with", is_read_again=True)

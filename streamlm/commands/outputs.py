@@ -28,11 +28,13 @@ class Output:
     Args:
         asked: its name, as it was given.
         real: where its links lead; it is replaced there, and the links stay.
+        output_type: what it will hold.
         descriptor: open for writing, where this is no regular file or is one that was open already.
     """
 
     asked: Path
     real: Path
+    output_type: OutputType
     descriptor: int | None = None
 
     @property
@@ -116,7 +118,7 @@ class Outputs:
         else:
             self._check_replacing(target, found, output_type)
             _check_writable(real, found, output_type)
-        output = Output(target, real, descriptor)
+        output = Output(target, real, output_type, descriptor)
         self.checked.append(output)
         return output
 

@@ -1,145 +1,35 @@
-"""A conversation at a terminal, or through pipes: what is typed, what is shown, and what Ctrl-C does."""
+"""A conversation from its first line to its last: what commands do, and what Ctrl-C does."""
 
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, chop_cells
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
 from typer import BadParameter
 
-from streamlm import limits
-from streamlm.characters import without_steering
-from streamlm.commands.output_types import CONVERSATION
-from streamlm.commands.outputs import Output, Outputs
-from streamlm.commands.terminal import say
+from streamlm.commands.output_types import CONVERSATION, SESSION
+from streamlm.commands.outputs import Output, Outputs, expanded
+from streamlm.commands.screens import PlainScreen, Screen, TerminalScreen
 from streamlm.commands.watch_text import OLD_TOKENS, paragraphs
 from streamlm.generate.chat import Conversation
 from streamlm.generate.sampling import Sampling
+from streamlm.generate.saved_chat import load_conversation, save_conversation
 from streamlm.records.files import write_json, write_text
 
-HELP = """/reset       forget everything that was said
-/save FILE   write the conversation: as JSON messages if FILE ends in .json, else as text;
+SESSION_ENDING = ".safetensors"
+HELP = f"""/reset       forget everything that was said
+/save FILE   write the conversation: all of it, to go on with, if FILE ends in {SESSION_ENDING};
+             what was said as JSON messages if it ends in .json, else as text;
              /save --force FILE replaces a file without asking
+/load FILE   leave this conversation and go on with a saved one
 /watch       what is a sink, in the window or forgotten, and where the last token's attention goes
 /help        this
 /exit        leave; so do Ctrl-D, and Ctrl-C pressed twice
 Ctrl-C stops an answer."""
-
-Show = Callable[[str, str], None]  # takes a piece of an answer, and the status line
-
-
-class PlainScreen:
-    """Lines through pipes: answers on stdout, everything else on stderr."""
-
-    def ask(self) -> str:
-        """Return the next line; EOFError after the last, UnicodeError if not UTF-8, ValueError if endless."""
-        line = sys.stdin.buffer.readline(limits.LINE_BYTES + 1)
-        if len(line) > limits.LINE_BYTES:
-            raise ValueError(
-                f"a line of the chat has more than {limits.LINE_BYTES:,} bytes; use shorter ones"
-            )
-        if not line:
-            raise EOFError
-        return line.decode().removesuffix("\n").removesuffix("\r")
-
-    def note(self, text: str) -> None:
-        """Show something that is not an answer."""
-        say(text, err=True)
-
-    def draw(self, text: Text) -> None:
-        """Show a text whose steering characters are escaped."""
-        self.note(text.plain)
-
-    def confirm(self, question: str) -> bool:
-        """Return no: there is nobody to ask."""
-        return False
-
-    @contextmanager
-    def answering(self) -> Iterator[Show]:
-        """Show an answer as it comes, and its last status when it has ended."""
-        last = ""
-
-        def show(piece: str, status: str) -> None:
-            nonlocal last
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            last = status
-
-        try:
-            yield show
-        finally:
-            say("")
-            self.note(last)
-
-
-class TerminalScreen:
-    """A prompt with history, and answers with a status line below them."""
-
-    def __init__(self) -> None:
-        import readline  # noqa: F401  # gives input() its editing and its history
-
-        self.console = Console(highlight=False)
-
-    def ask(self) -> str:
-        """Return what is typed; EOFError for Ctrl-D, UnicodeError if it is not UTF-8."""
-        line = input("> ")
-        line.encode()  # Python keeps bytes that it cannot decode as lone surrogates
-        return line
-
-    def note(self, text: str) -> None:
-        """Show something that is not an answer."""
-        self.console.print(Text(without_steering(text), style="dim"))
-
-    def draw(self, text: Text) -> None:
-        """Show a text whose steering characters are escaped, in its styles."""
-        self.console.print(text)
-
-    def confirm(self, question: str) -> bool:
-        """Return whether yes is typed."""
-        try:
-            return input(f"{without_steering(question)} [y/N] ").strip().lower() in ("y", "yes")
-        except (EOFError, KeyboardInterrupt):
-            return False
-
-    @contextmanager
-    def answering(self) -> Iterator[Show]:
-        """Show an answer as it comes; only its last row is drawn again, so it may be of any length."""
-        row = ""
-        # What others print meanwhile must not go through rich, past the filter of sys.stdout.
-        with Live(
-            console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        ) as live:
-
-            def show(piece: str, status: str) -> None:
-                nonlocal row
-                row += without_steering(piece)
-                *whole, row = split_rows(row, self.console.width)
-                for line in whole:
-                    live.console.print(Text(line))
-                live.update(Group(Text(row), Text(status, style="dim")), refresh=True)
-
-            yield show
-
-
-def split_rows(text: str, width: int) -> list[str]:
-    """Return the rows of a text on a terminal of this width, broken at spaces where there are any."""
-    rows = []
-    for line in text.split("\n"):
-        while cell_len(line) > width:
-            fits = len(chop_cells(line, width)[0])
-            space = line.rfind(" ", 0, fits + 1)
-            cut = space if space > 0 else fits
-            rows.append(line[:cut])
-            line = line[cut:].removeprefix(" ")
-        rows.append(line)
-    return rows
 
 
 @contextmanager
@@ -174,8 +64,126 @@ def describe_sampling(sampling: Sampling) -> str:
     return ", ".join(parts)
 
 
-def run_session(conversation: Conversation, title: str, model_dir: Path) -> None:
-    """Take turns until the user leaves; nothing is saved in the model's folder."""
+@dataclass
+class Session:
+    """A conversation, where it is shown, and where it is kept."""
+
+    conversation: Conversation
+    screen: Screen
+    model_dir: Path  # nothing is saved in it
+    file: Output | None = None  # written after every answer
+
+    def run(self) -> None:
+        """Take turns until the user leaves."""
+        warned, screen = False, self.screen
+        while True:
+            try:
+                line = screen.ask()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if warned:
+                    return
+                warned = True
+                screen.note("\nCtrl-C again leaves, and so does Ctrl-D")
+                continue
+            except UnicodeError:
+                screen.note("this line is not UTF-8 and was not read; type it again")
+                continue
+            warned = False
+            if line.startswith("/"):
+                if line.split()[0] in ("/exit", "/quit"):
+                    return
+                self.command(line)
+            elif line.strip():
+                try:
+                    self.answer(line)
+                except ValueError as error:
+                    screen.note(f"not read: {error}")
+                else:
+                    self.keep()
+
+    def answer(self, line: str) -> None:
+        """Show the answer to a line, until it ends or Ctrl-C ends it."""
+        begin, pieces = 0.0, 0
+        with caught_interrupt() as pressed, self.screen.answering() as show:
+            show("", "reading")
+            for piece in self.conversation.ask(line, pressed):
+                begin = begin or time.perf_counter()
+                rate = pieces / max(time.perf_counter() - begin, 1e-9)  # the first piece ends the reading
+                pieces += 1
+                show(piece, status(self.conversation, rate))
+            if pressed():
+                show("", f"{status(self.conversation, None)} · stopped")
+
+    def keep(self) -> None:
+        """Write the conversation to its file, if it has one."""
+        if self.file is not None:
+            try:
+                save(self.conversation, self.file)
+            except OSError as error:
+                self.screen.note(f"not kept: {error}")
+
+    def command(self, line: str) -> None:
+        """Run a command: a line with a slash."""
+        name, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if name == "/reset":
+            self.conversation.reset()
+            self.keep()
+            self.screen.note("everything is forgotten")
+        elif name == "/save" and argument:
+            self.save_as(argument)
+        elif name == "/load" and argument:
+            self.load(Path(argument))
+        elif name == "/watch":
+            try:
+                watched = self.conversation.watch(OLD_TOKENS)
+                self.screen.draw(paragraphs(*watched, self.conversation.cache.cfg))
+            except ValueError as error:
+                self.screen.note(f"not shown: {error}")
+        elif name == "/help":
+            self.screen.note(HELP)
+        else:
+            known = f"{name} takes a file" if name in ("/save", "/load") else f"there is no {name}"
+            self.screen.note(f"{known}; /help lists the commands, a space in front says it to the model")
+
+    def save_as(self, argument: str) -> None:
+        """Write what the ending of a name says, if nothing else is lost by it."""
+        force, name = argument.startswith("--force "), argument.removeprefix("--force ").strip()
+        outputs = Outputs(
+            model_dir=self.model_dir, force=force, ask=self.screen.confirm, remedy="/save --force FILE"
+        )
+        try:
+            output_type = SESSION if name.endswith(SESSION_ENDING) else CONVERSATION
+            save(self.conversation, outputs.check(Path(name), output_type))
+            self.screen.note(f"saved {name}")
+        except (OSError, ValueError, BadParameter) as error:
+            self.screen.note(f"not saved: {error}")
+
+    def load(self, path: Path) -> None:
+        """Go on with the conversation in a file, and leave this one."""
+        now = self.conversation
+        try:
+            self.conversation = load_conversation(
+                expanded(path), now.model, now.template.tokenizer, now.max_new_tokens
+            )
+        except ValueError as error:
+            self.screen.note(f"not loaded: {error}")
+            return
+        self.keep()
+        self.screen.note(describe_loaded(self.conversation))
+
+
+def run_session(conversation: Conversation, title: str, model_dir: Path, file: Output | None = None) -> None:
+    """Take turns until the user leaves.
+
+    Args:
+        conversation: at its beginning, or where it was left.
+        title: of the model.
+        model_dir: its folder, where nothing is saved.
+        file: that the conversation is kept in.
+    """
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = TerminalScreen() if is_terminal else PlainScreen()
     size = conversation.cache.cfg
@@ -183,47 +191,17 @@ def run_session(conversation: Conversation, title: str, model_dir: Path) -> None
         f"{title}, {size.n_sink} sinks + a window of {size.window_size} tokens; "
         f"{describe_sampling(conversation.sampling)}; /help lists the commands"
     )
+    if conversation.fed:
+        screen.note(describe_loaded(conversation))
     if conversation.template.forgets_thoughts:
         screen.note("this chat template leaves out earlier thoughts; here they stay as they were written")
-    warned = False
-    while True:
-        try:
-            line = screen.ask()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if warned:
-                return
-            warned = True
-            screen.note("\nCtrl-C again leaves, and so does Ctrl-D")
-            continue
-        except UnicodeError:
-            screen.note("this line is not UTF-8 and was not read; type it again")
-            continue
-        warned = False
-        if line.startswith("/"):
-            if line.split()[0] in ("/exit", "/quit"):
-                return
-            run_command(conversation, line, screen, model_dir)
-        elif line.strip():
-            try:
-                answer(conversation, line, screen)
-            except ValueError as error:
-                screen.note(f"not read: {error}")
+    Session(conversation, screen, model_dir, file).run()
 
 
-def answer(conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen) -> None:
-    """Show the answer to a line, until it ends or Ctrl-C ends it."""
-    begin, pieces = 0.0, 0
-    with caught_interrupt() as pressed, screen.answering() as show:
-        show("", "reading")
-        for piece in conversation.ask(line, pressed):
-            begin = begin or time.perf_counter()
-            rate = pieces / max(time.perf_counter() - begin, 1e-9)  # the first piece ends the reading
-            pieces += 1
-            show(piece, status(conversation, rate))
-        if pressed():
-            show("", f"{status(conversation, None)} · stopped")
+def describe_loaded(conversation: Conversation) -> str:
+    """Return where a conversation goes on, in a line."""
+    last = next((m["content"] for m in reversed(conversation.messages) if m["role"] == "user"), "")
+    return f"the conversation goes on after {last!r:.60}; {status(conversation, None)}"
 
 
 def status(conversation: Conversation, rate: float | None) -> str:
@@ -236,40 +214,13 @@ def status(conversation: Conversation, rate: float | None) -> str:
     return line if rate is None else f"{line} · {rate:.1f} tokens/s"
 
 
-def run_command(
-    conversation: Conversation, line: str, screen: PlainScreen | TerminalScreen, model_dir: Path
-) -> None:
-    """Run a command: a line with a slash."""
-    command, _, argument = line.partition(" ")
-    argument = argument.strip()
-    if command == "/reset":
-        conversation.reset()
-        screen.note("everything is forgotten")
-    elif command == "/save" and argument:
-        force, name = argument.startswith("--force "), argument.removeprefix("--force ").strip()
-        outputs = Outputs(model_dir=model_dir, force=force, ask=screen.confirm, remedy="/save --force FILE")
-        try:
-            save(conversation, outputs.check(Path(name), CONVERSATION))
-            screen.note(f"saved {name}")
-        except (OSError, ValueError, BadParameter) as error:
-            screen.note(f"not saved: {error}")
-    elif command == "/watch":
-        try:
-            screen.draw(paragraphs(*conversation.watch(OLD_TOKENS), conversation.cache.cfg))
-        except ValueError as error:
-            screen.note(f"not shown: {error}")
-    elif command == "/help":
-        screen.note(HELP)
-    else:
-        known = "/save takes a file" if command == "/save" else f"there is no {command}"
-        screen.note(f"{known}; /help lists the commands, a space in front says it to the model")
-
-
 def save(conversation: Conversation, target: Output) -> None:
-    """Write what was said, whole or not at all."""
+    """Write a conversation, whole or not at all: all of it, or what was said."""
     turns = (f"{message['role']}: {message['content']}\n" for message in conversation.messages)
     with target.whole() as path:
-        if target.asked.suffix == ".json":
+        if target.output_type is SESSION:
+            save_conversation(path, conversation)
+        elif target.asked.suffix == ".json":
             write_json(path, conversation.messages)
         else:
             write_text(path, "\n".join(turns))

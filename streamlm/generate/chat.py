@@ -1,10 +1,12 @@
 """A conversation of any length over one `SinkCache`: every turn feeds only its new tokens."""
 
 import copy
+import hashlib
+import json
 import signal
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streamlm.cache.folder import reason_of
+from streamlm.cache.saved import model_hash
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.generate.sampling import Sampler, Sampling, Writing, next_logits, stop_ids
 from streamlm.generate.watching import WatchedToken, token_texts, watch_token
@@ -72,6 +75,11 @@ class ChatTemplate:
             raise ValueError(
                 f"{self._name()} gives a whole conversation other tokens than its turns; take another model"
             )
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the template's code."""
+        return hashlib.sha256(json.dumps(self.tokenizer.chat_template).encode()).hexdigest()
 
     @property
     def forgets_thoughts(self) -> bool:
@@ -171,7 +179,7 @@ class Conversation:
     Args:
         model: prepared for `SinkCache`.
         template: of its tokenizer.
-        cache: empty.
+        cache: empty, or of a conversation with which to `go_on`.
         sampling: how tokens are drawn.
         max_new_tokens: of an answer.
 
@@ -191,15 +199,31 @@ class Conversation:
         self.sampling, self.max_new_tokens = sampling, max_new_tokens
         template.check_turns()
         self.stop_ids = stop_ids(model, template.tokenizer) | template.end_ids
-        self.reset()
+        self.go_on(template.start)
 
     def reset(self) -> None:
         """Forget everything that was said."""
         self.cache.reset()
+        self.go_on(self.template.start)
+
+    def go_on(self, messages: Sequence[Message], fed: Sequence[int] = (), unread: Sequence[int] = ()) -> None:
+        """Stand where a conversation stood; random numbers start from the seed.
+
+        Args:
+            messages: what was said.
+            fed: token ids of the stream that the cache has read.
+            unread: those that come next.
+        """
         self.sampler = Sampler(self.sampling, self.cache.cfg, self.stop_ids)
-        self.messages: list[Message] = list(self.template.start)
-        self.fed = array("q")  # token ids of the stream
-        self.unread: list[int] = []  # of the stream, not fed yet
+        self.sampler.read([*fed, *unread])
+        self.messages: list[Message] = list(messages)
+        self.fed = array("q", fed)
+        self.unread = list(unread)
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """The hash of the model, whose weights stay as they are."""
+        return model_hash(self.model)
 
     def ask(self, user: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Yield the answer to `user`, a piece for each token; the piece may be empty.

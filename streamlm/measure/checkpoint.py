@@ -1,6 +1,5 @@
 """The state of a scoring run on disk, from which a killed one goes on to the same losses, bit for bit."""
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -9,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 
 from streamlm.cache.sink_cache import SinkCache
+from streamlm.cache.tensor_file import read_about, read_tensors, write_tensors
 from streamlm.characters import without_steering
 from streamlm.input_files import check_regular
 from streamlm.limits import CHECKPOINT_BYTES
-from streamlm.records.files import atomic_path
 
 
 @dataclass
@@ -48,11 +46,10 @@ class Checkpoint:
             return 0
         try:
             check_regular(self.path, CHECKPOINT_BYTES)
-            with safe_open(self.path, framework="pt", device=str(device)) as file:
-                about = file.metadata() or {}
-                if json.loads(about["identity"]) != self.identity:
-                    return 0
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = read_about(self.path)
+            if json.loads(about["identity"]) != self.identity:
+                return 0
+            state = {name: tensor.to(device) for name, tensor in read_tensors(self.path).items()}
             self._take_up(about, state, losses, cache)
         except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise ValueError(
@@ -63,20 +60,15 @@ class Checkpoint:
     def _take_up(
         self, about: dict[str, str], state: dict[str, torch.Tensor], losses: np.ndarray, cache: SinkCache
     ) -> None:
-        """Fill in what was held, if it is what was written."""
-        if about["digest"] != _digest(about, state):
-            raise ValueError("it does not hold what was written to it")
-        seconds, done, counts = float(about["seconds"]), state.pop("losses"), state["counts"]
+        """Fill in what was held, if it is of such a run."""
+        seconds, done = float(about["seconds"]), state.pop("losses")
         if (done.ndim, done.dtype) != (1, torch.from_numpy(losses).dtype) or len(done) > len(losses):
             raise ValueError("its losses are not those of such a run")
         if not (bool(done.isfinite().all()) and 0 <= seconds < np.inf):
             raise ValueError("its losses or its seconds are not finite")
-        if (counts.shape, counts.dtype) != ((2,), torch.int64) or "pads" in state:
-            raise ValueError("its cache is not that of one stream")
-        n_seen, shift = counts.tolist()
-        if n_seen != len(done) or not 0 <= shift <= n_seen:
-            raise ValueError("its losses and its cache are not of one token")
         cache.load_state_dict(state)
+        if "pads" in state or cache.get_seq_length() != len(done):
+            raise ValueError("its losses and its cache are not of one token of one stream")
         losses[: len(done)] = done.cpu().numpy()
         self.seconds, self.kept, self.restored = seconds, len(done), len(done)
 
@@ -86,23 +78,12 @@ class Checkpoint:
             return
         tensors = {"losses": torch.from_numpy(losses), **cache.state_dict()}
         about = {"identity": json.dumps(self.identity), "seconds": str(self.elapsed())}
-        about["digest"] = _digest(about, tensors)
-        with atomic_path(self.path) as path:
-            path.write_bytes(save(tensors, metadata=about))  # `save_file` hides why a disk refuses
+        write_tensors(self.path, about, tensors)
         self.kept = len(losses)
 
     def elapsed(self) -> float:
         """Return the seconds of scoring, those before a kill included as far as they were kept."""
         return self.seconds + time.perf_counter() - self.begin
-
-
-def _digest(about: dict[str, str], tensors: dict[str, torch.Tensor]) -> str:
-    """Return a hash of everything in a checkpoint but itself."""
-    digest = hashlib.sha256(f"{about['identity']} {about['seconds']}".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:
