@@ -23,6 +23,7 @@ from streamlm.figures.catalogue import (
     FIGURES,
     MAIN_FIGURES,
     PAPER_FIGURES,
+    TASK_FIGURES,
     TWIN_FIGURES,
     fill_caption,
     find_figure,
@@ -57,6 +58,7 @@ include: "workflow/rules/sources.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/summarise.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/tasks.smk"
 include: "workflow/rules/pretraining.smk"
 include: "workflow/rules/paper.smk"
 
@@ -107,6 +109,13 @@ rule pretraining:
     input:
         expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=TWIN_FIGURES, format=["png", "pdf"]),
         expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=TWIN_FIGURES, format=["csv", "tex", "html"]),
+
+
+# What can still be found and asked: StreamEval and tasks of retrieval, presses beside our methods.
+rule tasks:
+    input:
+        expand(f"{RESULTS}/figures/{{figure}}.{{format}}", figure=TASK_FIGURES, format=["png", "pdf"]),
+        expand(f"{RESULTS}/tables/{{figure}}.{{format}}", figure=TASK_FIGURES, format=["csv", "tex", "html"]),
 
 
 # Every table and figure of the paper by its number; takes longer than `all`.

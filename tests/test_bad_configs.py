@@ -262,6 +262,17 @@ ALONE = [
         {"paper/stream_eval/distances": [101]},
         "paper.stream_eval.lines: the last question is after line 100, and its distances and candidates",
     ),
+    (
+        {
+            "paper/stream_eval/presses": ["KnormPress", "Norm", "KnormPress"],
+            "tasks/presses": ["SnapKVPress(4)"],
+        },
+        "paper.stream_eval.presses: 'Norm': ",
+        "paper.stream_eval.presses: 'KnormPress': KnormPress is there already; name every press once",
+        "tasks.presses: 'SnapKVPress(4)': SnapKVPress has no argument without a name",
+    ),
+    ({"tasks/candidates": 4}, "tasks.candidates: candidates must be from 5 to 42, got 4"),
+    ({"tasks/capacities": [4]}, "tasks: capacity 4 leaves no window beside 4 sinks"),
     ({"paper/stream_eval/lines": 128}, "paper.stream_eval.lines: 128 is too large"),
     ({"paper/stream_eval/n_sink": 128}, "paper.stream_eval: capacity 128 leaves no window beside 128 sinks"),
     (

@@ -21,6 +21,8 @@ from streamlm.pretrain.scores import TwinSinks
 from streamlm.pretrain.training import Training
 from streamlm.pretrain.twins import TwinShape
 from streamlm.stats import BootstrapConfig
+from streamlm.tasks.methods import Kept
+from streamlm.tasks.retrieval_text import RetrievalText
 from streamlm.tasks.stream_text import StreamText
 
 
@@ -153,7 +155,9 @@ def plan_everything(config):
     BootstrapConfig(**config["bootstrap"])
     SentenceConfig(**config["paper"]["attention_maps"])
     SinkMassConfig(**plan.sink_mass_sizes(config))
-    StreamText(**plan.stream_eval_settings(config)["task"])
+    for text, of in ((StreamText, plan.stream_eval_settings), (RetrievalText, plan.retrieval_settings)):
+        text(**of(config)["task"])
+        Kept(**of(config)["kept"])
     TwinShape(**plan.twin_settings(config, "layers", "hidden", "heads", "context_tokens"))
     Training(**plan.twin_settings(config, "steps", "batch", "learning_rate"))
     TwinSinks(**plan.twin_settings(config, "n_sinks", "capacity"))

@@ -14,12 +14,13 @@ from streamlm import provenance
 from streamlm.provenance import code_fingerprint
 
 LOOKING = {"measure_attention_maps", "measure_sink_mass", "measure_sink_tokens"}
-MEASURING = MAIN_MEASURING | LOOKING | {"measure_twin", "measure_stream_eval"}
+ASKING = {"measure_stream_eval", "measure_retrieval"}
+MEASURING = MAIN_MEASURING | LOOKING | ASKING | {"measure_twin"}
 TRAINING = {"train_twin"}
 BYTES = {"train_twin", "measure_twin"}  # read texts without a tokenizer
 ALONG = {"collect_methods_along", "collect_positions", "write_paper"}
 SHOWING = MAIN_SHOWING | ALONG | {"collect_sink_mass", "collect_twins"}
-OF_WORDS = {"measure_attention_maps", "measure_sink_tokens", "measure_stream_eval"}  # need the tokenizer
+OF_WORDS = {"measure_attention_maps", "measure_sink_tokens"} | ASKING  # need the tokenizer
 
 # The rules whose script imports a wing or a module, directly or not: what an edit of it reruns, and all that
 # follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
@@ -52,7 +53,9 @@ IMPORTING = {
     "sources.hub_texts": {"fetch_sample"},
     "measure": MEASURING,
     "measure.__init__ measure.device": MEASURING | TRAINING,
-    "tasks": {"measure_stream_eval"},
+    "tasks": ASKING,
+    "tasks.stream_eval": {"measure_stream_eval"},
+    "tasks.retrieval tasks.retrieval_text": {"measure_retrieval"},
     "pretrain": BYTES,
     "pretrain.training": TRAINING,
     "pretrain.scores": {"measure_twin"},
@@ -60,14 +63,15 @@ IMPORTING = {
     "measure.scorers": {"measure_perplexity", "measure_sink_tokens", "measure_twin"},
     "measure.progress": TIMING
     | BYTES
-    | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens", "measure_stream_eval"},
+    | ASKING
+    | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens"},
     **{f"measure.{name.removeprefix('measure_')}": {name} for name in LOOKING},
     "measure.attention_maps": {"measure_attention_maps", "measure_twin"},
-    "measure.memory": TIMING | COMPARING,
+    "measure.memory": TIMING | COMPARING | ASKING,
     "measure.decoders measure.latency": TIMING,
-    "presses": COMPARING | {"collect_comparison", "write_comparison_summary"},
-    "presses.adapter presses.agreement presses.setting": COMPARING,
-    "presses.prefill": {"measure_compression"},
+    "presses": COMPARING | ASKING | {"collect_comparison", "write_comparison_summary"},
+    "presses.adapter presses.agreement presses.setting": COMPARING | ASKING,
+    "presses.prefill": {"measure_compression"} | ASKING,
     "presses.decoding": {"measure_decoding"},
     "summaries": SHOWING,
     "summaries.main": SHOWING - {"collect_sink_mass"},
@@ -76,7 +80,7 @@ IMPORTING = {
     "summaries.methods_along": ALONG,
     "summaries.positions": {"collect_positions", "write_paper"},
     "summaries.sink_mass": {"collect_sink_mass", "write_paper"},
-    "summaries.stream_eval": {"write_paper"},
+    "summaries.tasks": {"write_paper"},
     "summaries.twins": {"collect_twins", "write_paper"},
     "summaries.paper": {"write_paper"},
     "summaries.latency": {"write_latency_summary"},

@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import VOCAB, tiny_llama, tiny_neox, use_float64_angles
 from drawn import assert_printable, assert_tabled, assert_uncluttered
+from project import ROOT
 from scipy.stats import norm
 from test_figures import BOOTSTRAP
 from torch.nn import functional
@@ -16,25 +18,19 @@ from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import METHODS, Compute, StreamConfig
 from streamlm.experiment.follow import Refuted, follow_paper
+from streamlm.experiment.plan import stream_eval_settings
 from streamlm.figures.stream_eval import plot_stream_eval
 from streamlm.limits import STREAM_LINES
 from streamlm.records.fields import check_record
 from streamlm.records.files import write_json
 from streamlm.records.paper import StreamEvalRecord
 from streamlm.stats import proportion
-from streamlm.summaries.stream_eval import beyond_the_model, stream_eval_rows
+from streamlm.summaries.tasks import beyond_the_model, stream_eval_rows
 from streamlm.tasks.answers import Answer, answer_questions
-from streamlm.tasks.stream_eval import describe_answers, measure_stream_eval
-from streamlm.tasks.stream_text import (
-    WORDS,
-    Question,
-    StreamText,
-    all_streams,
-    hash_streams,
-    text_of,
-    tokenise_stream,
-    write_stream,
-)
+from streamlm.tasks.asked import Piece, Question, hash_texts, text_of, tokenise_pieces
+from streamlm.tasks.methods import Kept, describe_answers
+from streamlm.tasks.stream_eval import measure_stream_eval
+from streamlm.tasks.stream_text import WORDS, StreamText, all_streams, write_stream
 
 TEXT = StreamText(lines=12, every=4, distances=[2, 5], streams=2, candidates=3)
 
@@ -50,11 +46,14 @@ class Letters:
 # The text
 
 
+def hash_streams(cfg, seed):
+    return hash_texts(write_stream(cfg, distance, of) for distance, of in all_streams(cfg, seed))
+
+
 def test_the_text_is_the_one_that_was_published():
-    packaged = StreamText(
-        lines=100, every=10, distances=[4, 8, 12, 16, 20, 24, 28, 32], streams=2, candidates=10
-    )
-    assert hash_streams(packaged, 0) == "c650eec2ba16467fbf4876e7d6f88c780ad7bf30b1d9363bf317a58b75b43554"
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    packaged = StreamText(**stream_eval_settings(config)["task"])
+    assert hash_streams(packaged, 0) == "dd27a3fe9ab72993bb3a848590fef04281ea7061620bc6d7088347654e839cae"
     assert hash_streams(packaged, 1) != hash_streams(packaged, 0)
     assert len(set(WORDS)) == len(WORDS) == STREAM_LINES
 
@@ -73,7 +72,7 @@ def test_a_question_repeats_the_line_that_far_back(distance):
             information.append(line)
     assert len(information) == 12
     assert asked == len(pieces) - 1 == sum(i >= max(distance, 3) for i in (4, 8, 12))
-    for _, values in pieces[:-1]:
+    for _, _, values in pieces[:-1]:
         assert len({*values}) == 3
         assert all(any(line.endswith(f":{value}") for line in lines) for value in values)
 
@@ -87,10 +86,11 @@ def test_streams_of_one_seed_have_the_same_lines():
 
 def test_answers_are_where_the_questions_say():
     pieces = write_stream(TEXT, 2, 0)
-    ids, questions = tokenise_stream(pieces, Letters())
+    ids, questions = tokenise_pieces(pieces, Letters())
     assert bytes(ids.tolist()).decode() == text_of(pieces)
-    for question, (_, values) in zip(questions, pieces[:-1], strict=True):
-        assert [bytes(of).decode() for of in question.candidates] == values
+    for question, (_, asked, values) in zip(questions, pieces[:-1], strict=True):
+        assert tuple(bytes(of).decode() for of in question.candidates) == values
+        assert bytes(ids[question.begin : question.start].tolist()).decode() == asked
         right = question.candidates[0]
         assert ids[question.start : question.start + len(right)].tolist() == right
 
@@ -110,7 +110,11 @@ def test_streams_that_cannot_be_are_refused(change, line):
 
 def test_values_must_be_different_tokens():
     with pytest.raises(ValueError, match="makes the same tokens of different values"):
-        tokenise_stream([("a:", [" 1", " 2"])], lambda text, add_special_tokens: {"input_ids": [len(text)]})
+        tokenise_pieces(
+            [Piece("", "a:", (" 1", " 2"))], lambda text, add_special_tokens: {"input_ids": [len(text)]}
+        )
+    with pytest.raises(ValueError, match="makes no token of a question"):
+        tokenise_pieces([Piece("a", "", (" 1",))], Letters())
 
 
 # The answers
@@ -127,7 +131,7 @@ def streams():
     rng = np.random.default_rng(0)
     ids = rng.integers(VOCAB, size=60)
     return ids, [
-        Question(start, [ids[start : start + 3].tolist(), [5, 6], [7, 8, 9, 1], [2]])
+        Question(start - 2, start, [ids[start : start + 3].tolist(), [5, 6], [7, 8, 9, 1], [2]])
         for start in (20, 33, 50)
     ]
 
@@ -176,8 +180,8 @@ def test_exact_answers_are_those_that_greedy_decoding_writes(streaming):
     with torch.no_grad():
         for _ in range(3):
             written.append(int(greedy(streaming, written, cfg)))
-    right = Question(start, [written[start:], [1, 2, 3]])
-    wrong = Question(start, [[*written[start:-1], (written[-1] + 1) % VOCAB], [1, 2, 3]])
+    right = Question(start - 2, start, [written[start:], [1, 2, 3]])
+    wrong = Question(start - 2, start, [[*written[start:-1], (written[-1] + 1) % VOCAB], [1, 2, 3]])
     (answer,) = answer_questions(streaming, np.array(written), [right], cfg)
     assert answer.is_exact
     assert answer.is_chosen
@@ -192,7 +196,7 @@ def greedy(model, ids, cfg):
 
 def test_a_tie_is_not_an_answer(streaming):
     ids, _ = streams()
-    question = Question(20, [[5, 6], [5, 6]])
+    question = Question(18, 20, [[5, 6], [5, 6]])
     (answer,) = answer_questions(streaming, ids, [question], StreamConfig(n_sink=0, window_size=100))
     assert not answer.is_chosen
 
@@ -217,7 +221,7 @@ def test_intervals_are_those_of_wilson():
 @pytest.fixture(scope="module")
 def record(prose_model):
     found = measure_stream_eval(
-        model_dir=prose_model, title="A & B", cfg=TEXT, n_sink=2, capacities=[24, 16],
+        model_dir=prose_model, title="A & B", cfg=TEXT, kept=Kept(n_sink=2, capacities=[24, 16], presses=[]),
         compute=Compute(), bootstrap=BOOTSTRAP,
     )  # fmt: skip
     return json.loads(json.dumps(found))
@@ -245,10 +249,10 @@ def test_the_figure_shows_the_table(record, tmp_path):
 def test_distances_that_dense_fails_are_named():
     dense = {
         "method": "dense",
-        "distances": [describe_answers(4, 9, answers(right), 0.95) for right in (1, 2, 3)],
+        "distances": [describe_answers(answers(right), 0.95) for right in (1, 2, 3)],
     }
-    assert beyond_the_model({"rows": [dense]}, "chosen") == [4]
-    assert beyond_the_model({"rows": [dense]}, "exact") == [4, 4, 4]
+    assert [at["chosen_share"] for at in beyond_the_model({"rows": [dense]}, "chosen")] == [0.25]
+    assert len(beyond_the_model({"rows": [dense]}, "exact")) == 3
 
 
 def answers(right):

@@ -16,6 +16,7 @@ from streamlm.experiment.config_file import check_file, repeated_keys
 from streamlm.experiment.faults import KeyPath, did_you_mean, key_name, schema_faults, show, without
 from streamlm.experiment.plan import MODEL_FILES, Config, model_folder
 from streamlm.presses.grammar import check_budgets, check_context, compared_methods, parse_press
+from streamlm.tasks.retrieval_text import RetrievalText
 from streamlm.tasks.stream_text import StreamText
 
 SCHEMA = Path(__file__).with_name("config.schema.yaml")
@@ -248,6 +249,23 @@ def _presses(n_sink: int, presses: list[str]) -> Iterator[str]:
             yield f"comparison.presses: {show(text)}: {error}"
 
 
+def _asked_presses(section: str, presses: list[str]) -> Iterator[str]:
+    for i, text in enumerate(presses):
+        try:
+            parse_press(text)
+            if text in presses[:i]:
+                raise ValueError(f"{text} is there already; name every press once")
+        except ValueError as error:
+            yield f"{section}.presses: {show(text)}: {error}"
+
+
+def _hidden(words: int, samples: int, candidates: int) -> Iterator[str]:
+    try:
+        RetrievalText(words=words, samples=samples, candidates=candidates)
+    except ValueError as error:
+        yield f"tasks.candidates: {error}"
+
+
 def _press_contexts(presses: list[str], context_tokens: int) -> Iterator[str]:
     for text in presses:
         try:
@@ -305,7 +323,15 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
         (partial(_fills, f"paper.sink_mass.{key}"), "paper.sink_mass.capacity", f"paper.sink_mass.{key}")
         for key in ("context_tokens", "stream_tokens")
     ),
-    (partial(_windows, "paper.stream_eval"), "paper.stream_eval.n_sink", "paper.stream_eval.capacities"),
+    *(
+        rule
+        for section in ("paper.stream_eval", "tasks")
+        for rule in (
+            (partial(_windows, section), f"{section}.n_sink", f"{section}.capacities"),
+            (partial(_asked_presses, section), f"{section}.presses"),
+        )
+    ),
+    (_hidden, "tasks.words", "tasks.samples", "tasks.candidates"),
     (
         _asked,
         "paper.stream_eval.lines",

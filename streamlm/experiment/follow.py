@@ -17,6 +17,7 @@ from streamlm.records.fields import check_record
 from streamlm.records.files import read_losses, read_record
 from streamlm.records.paper import (
     AttentionMapsRecord,
+    RetrievalRecord,
     SinkMassRecord,
     SinkTokensRecord,
     StreamEvalRecord,
@@ -228,7 +229,7 @@ def _follow_entry(run: Run, entry: Record, i: int, j: int, cfg: BootstrapConfig)
 
 
 def follow_paper(path: Path) -> None:
-    """Hold what a record in paper/ says against what is beside it, and against itself.
+    """Hold what a record in paper/ or tasks/ says against what is beside it, and against itself.
 
     Raises:
         Refuted: if it does not follow, or a share of attention is none.
@@ -244,7 +245,7 @@ def follow_paper(path: Path) -> None:
     if record_type is SinkTokensRecord:
         _follow_sink_tokens(path, record)
         return
-    if record_type is StreamEvalRecord:
+    if record_type in (StreamEvalRecord, RetrievalRecord):
         _follow_answers(record)
         return
     if of_twin:
@@ -268,9 +269,10 @@ def _follow_sink_tokens(path: Path, record: Record) -> None:
 
 def _follow_answers(record: Record) -> None:
     for row in record["rows"]:
-        for at in row["distances"]:
+        for at in row.get("distances", row.get("tasks")):
+            what = at.get("task", f"{at.get('distance')} lines back")
             for name in ("exact", "chosen"):
-                found, where = at[name], f"{row['method']}, {at['distance']} lines back, {name}"
+                found, where = at[name], f"{row['method']}, {what}, {name}"
                 if not found or len(found) != at["asked"]:
                     raise Refuted(f"{where}: it has {len(found)} answers to {at['asked']} questions")
                 expected = proportion(sum(found), len(found), record["confidence"])
@@ -290,6 +292,7 @@ def _follow_twin(path: Path, record: Record) -> None:
 SHARE_ROUNDING = 1e-3  # of a share that was computed in bfloat16
 PAPER_TYPES = {
     "stream_eval": StreamEvalRecord,
+    "retrieval": RetrievalRecord,
     "_attention_maps": AttentionMapsRecord,
     "_sink_mass": SinkMassRecord,
     "_sink_tokens": SinkTokensRecord,

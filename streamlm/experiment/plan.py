@@ -154,10 +154,22 @@ def twin_settings(config: Config, *keys: str) -> dict[str, Any]:
     return {key: config["paper"]["pretraining"][key] for key in keys}
 
 
+KEPT = ("n_sink", "capacities", "presses")  # what `Kept` takes
+
+
 def stream_eval_settings(config: Config) -> dict[str, Any]:
     """Return the streams of StreamEval, as `StreamText` takes them, and what is kept of them."""
-    task = dict(config["paper"]["stream_eval"])
-    return {"n_sink": task.pop("n_sink"), "capacities": task.pop("capacities"), "task": task}
+    return _task_settings(config["paper"]["stream_eval"])
+
+
+def retrieval_settings(config: Config) -> dict[str, Any]:
+    """Return the texts of the tasks, as `RetrievalText` takes them, and what is kept of them."""
+    return _task_settings({key: value for key, value in config["tasks"].items() if key != "dtype"})
+
+
+def _task_settings(settings: Config) -> dict[str, Any]:
+    task = {key: value for key, value in settings.items() if key not in KEPT}
+    return {"task": task, "kept": {key: settings[key] for key in KEPT}}
 
 
 def long_stream_labels(config: Config) -> list[str]:

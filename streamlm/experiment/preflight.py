@@ -59,7 +59,12 @@ def check_results_dir(config: Config, *, writable: bool) -> None:
 
 
 # What a rule needs that the extra `workflow` does not bring.
-LIBRARIES = {"measure_compression": "kvpress", "measure_decoding": "kvpress", "fetch_sample": "pyarrow"}
+LIBRARIES = {
+    **dict.fromkeys(
+        ("measure_compression", "measure_decoding", "measure_stream_eval", "measure_retrieval"), "kvpress"
+    ),
+    "fetch_sample": "pyarrow",
+}
 
 
 def check_libraries(rules: Collection[str]) -> None:

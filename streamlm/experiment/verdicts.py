@@ -162,7 +162,7 @@ def verify_results(
         yield verify_run(verifier, path)
     followed = summaries(results)
     # Not of experiments that have their results_dir in this one: they are verified by themselves.
-    patterns = ("*.json", "kvpress/**/*.json", "paper/**/*.json")
+    patterns = ("*.json", "kvpress/**/*.json", "paper/**/*.json", "tasks/*.json")
     others = sorted({path for pattern in patterns for path in results.glob(pattern)} - {*followed})
     for paths, check in ((followed, _check_summary), (others, _check_other)):
         for path in paths:
@@ -201,7 +201,7 @@ def _check_other(verifier: Verifier, path: Path) -> tuple[str, str]:
             "again: that needs kvpress; --no-kvpress leaves it out"
         )
     record = read_record(path)
-    if path.is_relative_to(verifier.results / "paper"):
+    if any(path.is_relative_to(verifier.results / name) for name in ("paper", "tasks")):
         follow_paper(path)
         if path.parent.name == "twins":  # of a model of its own
             return CONSISTENT, NOT_AGAIN

@@ -11,7 +11,7 @@ from typing import Any
 from streamlm.figures.entry import Figure
 from streamlm.summaries.escape import escape_rst
 
-# In the order of a report: what `snakemake all` draws, what `paper` does as well, and `pretraining` alone.
+# In the order of a report: what `snakemake all` draws, and what `paper`, `tasks`, `pretraining` do as well.
 MAIN_FIGURES = (
     "schemes",
     "main_comparison",
@@ -25,8 +25,9 @@ MAIN_FIGURES = (
     "comparison_metrics_table",
 )
 PAPER_FIGURES = ("positions", "methods_along", "attention_maps", "sink_mass", "sink_tokens", "stream_eval")
+TASK_FIGURES = ("stream_eval", "retrieval")
 TWIN_FIGURES = ("twin_losses", "twin_sinks", "twin_maps")
-FIGURES = MAIN_FIGURES + PAPER_FIGURES + TWIN_FIGURES
+FIGURES = tuple(dict.fromkeys(MAIN_FIGURES + PAPER_FIGURES + TASK_FIGURES + TWIN_FIGURES))
 
 
 def find_figure(name: str) -> Figure:
@@ -59,6 +60,7 @@ def fill_caption(name: str, config: Mapping[str, Any]) -> str:
         models=" and ".join([model, *(escape_rst(config["models"][name]["title"]) for name in others)]),
         texts=" and ".join(texts),
         first_text=texts[0],
+        last_text=texts[-1],
         n_tokens=f"{experiment['max_eval_tokens']:,}",
         capacities=" and ".join(map(str, experiment["sink_ablation"]["capacities"])),
         confidence=f"{100 * config['bootstrap']['confidence']:g}",
@@ -67,4 +69,5 @@ def fill_caption(name: str, config: Mapping[str, Any]) -> str:
         latency=latency,
         long=long,
         paper=config["paper"],
+        tasks=config["tasks"],
     )

@@ -1,6 +1,7 @@
 """StreamEval: right answers by the distance of what is asked for."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,7 +13,10 @@ from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     COLUMN,
     LIMIT_STYLE,
+    LINE_STYLES,
     RC_PARAMS,
+    Style,
+    distinct_styles,
     error_arms,
     finish,
     method_style,
@@ -20,7 +24,7 @@ from streamlm.figures.style import (
 from streamlm.records.paper import StreamEvalRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
-from streamlm.summaries.stream_eval import beyond_the_model, stream_eval_rows
+from streamlm.summaries.tasks import beyond_the_model, case_name, refusals, stream_eval_rows
 
 MEASURES = {"chosen": "chosen among {candidates} values", "exact": "written digit by digit"}
 
@@ -33,6 +37,7 @@ def plot_stream_eval(records: Sequence[Record]) -> Picture:
         records: one, of `measure_stream_eval`.
     """
     (record,) = records
+    styles = _styles(record)
     dense = [row for row in record["rows"] if row["method"] == "dense"]
     capacities = sorted({row["capacity"] for row in record["rows"] if row not in dense})
     figure = Picture((2 * COLUMN, 1.4 + 2.1 * len(capacities)))
@@ -40,19 +45,23 @@ def plot_stream_eval(records: Sequence[Record]) -> Picture:
     for capacity, line in zip(capacities, panels, strict=True):
         rows = [*dense, *(row for row in record["rows"] if row["capacity"] == capacity)]
         for (measure, title), axes in zip(MEASURES.items(), line, strict=True):
-            _plot_rows(axes, rows, measure)
+            _plot_rows(axes, rows, measure, styles)
             axes.set(xlabel="tokens back", ylabel="right answers, %", ylim=(-4, 104))
             axes.set_title(f"{capacity} tokens kept: {title.format(**record['task'])}")
             axes.axvline(capacity, **LIMIT_STYLE)
-    handles = [
-        Line2D([], [], **method_style(METHODS[name]), label=METHODS[name].title)
-        for name in dict.fromkeys(row["method"] for row in record["rows"])
-    ]
+    handles = [Line2D([], [], **style, label=name) for name, style in styles.items()]
     finish(figure, FIGURE.title, handles, [describe_setting(record), *_notes(record)])
     return figure
 
 
-def _plot_rows(axes: Axes, rows: Sequence[Record], measure: str) -> None:
+def _styles(record: Record) -> dict[str, Style]:
+    """Return how each method and press is drawn, by its name."""
+    others = islice(distinct_styles(), len(LINE_STYLES), None)
+    names = dict.fromkeys((row["method"], case_name(row)) for row in record["rows"])
+    return {title: method_style(METHODS[name]) if name in METHODS else next(others) for name, title in names}
+
+
+def _plot_rows(axes: Axes, rows: Sequence[Record], measure: str, styles: dict[str, Style]) -> None:
     for row in rows:
         shares = [100 * at[f"{measure}_share"] for at in row["distances"]]
         intervals = [[100 * end for end in at[f"{measure}_interval"]] for at in row["distances"]]
@@ -60,7 +69,7 @@ def _plot_rows(axes: Axes, rows: Sequence[Record], measure: str) -> None:
             [at["tokens_back"] for at in row["distances"]],
             shares,
             yerr=error_arms(shares, intervals),
-            **method_style(METHODS[row["method"]]),
+            **styles[case_name(row)],
             elinewidth=0.6,
         )
 
@@ -73,12 +82,13 @@ def _notes(record: Record) -> list[str]:
         f"dotted: the tokens kept; error bars: {100 * record['confidence']:g} % intervals (Wilson)"
     ]
     for measure, title in MEASURES.items():
-        if lines := beyond_the_model(record, measure):
+        if beyond := beyond_the_model(record, measure):
+            lines = ", ".join(str(at["distance"]) for at in beyond)
             notes.append(
                 f"{title.format(**task)}: with everything kept the model is right less than half of the time "
-                f"at {', '.join(map(str, lines))} lines back, so that methods are not to be compared there"
+                f"at {lines} lines back, so that methods are not to be compared there"
             )
-    return notes
+    return [*notes, *refusals(record)]
 
 
 FIGURE = Figure(
@@ -87,7 +97,8 @@ FIGURE = Figure(
     caption="""
 Lines of a word and a number, and after every {paper[stream_eval][every]} of them an earlier word, whose
 number is to follow. **What to see**: streaming answers as long as the line is in its cache, and not beyond.
-A cache of sinks and a window keeps a model fluent; it remembers nothing that it has dropped.
+A cache of sinks and a window keeps a model fluent; it remembers nothing that it has dropped. A press of
+kvpress reads all that was before a question and then chooses what to keep, not knowing what is asked.
 
 **Measured** with {model}. Left: the right value is the likeliest of {paper[stream_eval][candidates]} of the
 stream, which does not depend on how the model writes. Right: greedy decoding writes all its digits.""",

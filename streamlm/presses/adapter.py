@@ -186,6 +186,18 @@ def kept_layer(
     return KeptLayer(keys, values, vars(module).pop("masked_key_indices", None))
 
 
+def repeat_rows(layer: KeptLayer, count: int) -> KeptLayer:
+    """Return what is kept of one stream, as often as said, in the rows of a batch."""
+    masked = layer.masked
+    if masked is not None:
+        _, heads, slots = masked
+        rows = torch.arange(count, device=slots.device).repeat_interleave(len(slots))
+        masked = rows, heads.repeat(count), slots.repeat(count)
+    return KeptLayer(
+        layer.keys.repeat_interleave(count, dim=0), layer.values.repeat_interleave(count, dim=0), masked
+    )
+
+
 def check_budget(layers: Iterable[Any], budget: int) -> None:
     """Raise ValueError unless every layer, of a cache or `KeptLayer`, keeps `budget` tokens.
 

@@ -1,10 +1,11 @@
 """Prefill compression, as kvpress is made for: a context is cut once, and what follows it is scored."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -61,7 +62,9 @@ class ContextConfig(Sizes):
         return replace(self, contexts=min(held, self.contexts))
 
 
-Compress = Callable[[Any, dict[str, Any], Tensor, Tensor, int], KeptLayer]
+Compress = Callable[[int, Any, dict[str, Any], Tensor, Tensor], KeptLayer]  # to a budget
+Cut = Callable[[Any, dict[str, Any], Tensor, Tensor], KeptLayer]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,9 @@ def _score_piece(
     """Return what the dense cache and each budget give on one piece of text: context, scored, one id."""
     context, follow, targets = piece[None, :n_context], piece[None, n_context:-1], piece[n_context + 1 :]
     rerotated = method not in OURS and parse_press(method).rerotates
-    dense, cut = _prefill_densely(model, context, _compressor(model, method, n_sink), budgets)
+    compress = compressor(model, method, n_sink)
+    cuts = {} if compress is None else {budget: partial(compress, budget) for budget in budgets}
+    dense, cut = prefill_densely(model, context, cuts)
     read = [_read_on(model, dense, follow, n_timed)]
     with prepare(model) if method == STREAMLM else nullcontext():
         for budget in budgets:
@@ -203,19 +208,19 @@ def _score_piece(
     return [PieceScore(agreement, cost) for agreement, (_, cost) in zip(agreements, read, strict=True)]
 
 
-def _compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | None:
+def compressor(model: PreTrainedModel, method: str, n_sink: int) -> Compress | None:
     """Return what cuts one layer to a budget, or None where nothing is cut after a dense prefill."""
     if method == STREAMLM:
         return None
     if method == DENSE_PREFILL:
         rotaries = ask_layers(model)
-        return lambda module, kwargs, keys, values, budget: KeptLayer(
+        return lambda budget, module, kwargs, keys, values: KeptLayer(
             *evict(keys, values, n_sink, budget, rotaries[module.layer_idx])
         )
     press = make_press(parse_press(method))
     press.post_init_from_model(model)
 
-    def compress(module: Any, kwargs: dict[str, Any], keys: Tensor, values: Tensor, budget: int) -> KeptLayer:
+    def compress(budget: int, module: Any, kwargs: dict[str, Any], keys: Tensor, values: Tensor) -> KeptLayer:
         press.compression_ratio = exact_ratio(keys.shape[2], budget)
         return kept_layer(press, module, kwargs["hidden_states"], keys, values, kwargs)
 
@@ -248,32 +253,30 @@ def evict(keys: Tensor, values: Tensor, n_sink: int, budget: int, rotary: Rotary
     )
 
 
-def _prefill_densely(
-    model: PreTrainedModel, context: Tensor, compress: Compress | None, budgets: Sequence[int]
-) -> tuple[PrefilledCache, dict[int, tuple[list[KeptLayer], float]]]:
-    """Read a context whole; return the dense cache, and by budget what is kept and the seconds of cutting.
+def prefill_densely(
+    model: PreTrainedModel, context: Tensor, cuts: Mapping[Key, Cut]
+) -> tuple[PrefilledCache, dict[Key, tuple[list[KeptLayer], float]]]:
+    """Read a context whole; return the dense cache, and of each cut what is kept and the seconds it took.
 
-    Every budget is cut from the same pass, layer by layer as kvpress does it.
+    All cut the same pass, layer by layer as kvpress does it.
     """
     cache = DynamicCache(config=model.config)
-    layers: dict[int, list[KeptLayer]] = {budget: [] for budget in budgets}
-    seconds = dict.fromkeys(budgets, 0.0)
+    layers: dict[Key, list[KeptLayer]] = {key: [] for key in cuts}
+    seconds = dict.fromkeys(cuts, 0.0)
 
-    def cut(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if compress is None:
-            return
+    def cut_layer(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         layer = cache.layers[module.layer_idx]
-        for budget in budgets:
+        for key, cut in cuts.items():
             begin = now(context.device)
-            layers[budget].append(compress(module, kwargs, layer.keys, layer.values, budget))
-            seconds[budget] += now(context.device) - begin
+            layers[key].append(cut(module, kwargs, layer.keys, layer.values))
+            seconds[key] += now(context.device) - begin
 
-    with attached(cut, model):
+    with attached(cut_layer, model):
         begin = now(context.device)
         model.base_model(context, past_key_values=cache)
         whole = now(context.device) - begin
     return PrefilledCache(cache, None, whole - sum(seconds.values())), {
-        budget: (layers[budget], seconds[budget]) for budget in budgets
+        key: (layers[key], seconds[key]) for key in cuts
     }
 
 

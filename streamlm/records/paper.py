@@ -118,11 +118,9 @@ class SinkTokensRecord(TextRecord):
     tokens: ScoredTokens
 
 
-class AnswersAt(TypedDict):
-    """The answers to the questions of one distance."""
+class Answers(TypedDict):
+    """The answers to some questions."""
 
-    distance: int  # lines back
-    tokens_back: int  # at most
     asked: int
     exact: list[bool]  # whether greedy decoding writes the value
     chosen: list[bool]  # whether no other candidate is as likely
@@ -131,6 +129,29 @@ class AnswersAt(TypedDict):
     chosen_share: float
     chosen_interval: Pair
     nll_nats: float  # of the value
+
+
+class AnswersAt(Answers):
+    """The answers to the questions of one distance."""
+
+    distance: int  # lines back
+    tokens_back: int  # at most
+
+
+class TaskAnswers(Answers):
+    """The answers to the questions of one task."""
+
+    task: str
+    tokens: int  # of its longest text
+
+
+class AskedRow(TypedDict):
+    """One method or press at one capacity."""
+
+    method: str  # its name, or a press as it is written
+    n_sink: int | None  # None: the press says what it keeps
+    window_size: int | None
+    capacity: int
 
 
 class AskedStreams(TypedDict):
@@ -144,21 +165,39 @@ class AskedStreams(TypedDict):
     seed: int
 
 
-class StreamEvalRow(Geometry):
-    """StreamEval under one method at one capacity."""
+class StreamEvalRow(AskedRow):
+    """StreamEval under one method or press at one capacity."""
 
-    method: str
     distances: list[AnswersAt]
 
 
 class StreamEvalRecord(TextRecord):
-    """StreamEval under every method."""
+    """StreamEval under every method and press."""
 
     bootstrap: Bootstrap
     task: AskedStreams
     texts_sha256: str
     example: str
     rows: list[StreamEvalRow]
+    refused: dict[str, str]  # by press, why it cannot work on the model
+    tokens: Tokens
+
+
+class RetrievalRow(AskedRow):
+    """All tasks under one method or press at one capacity."""
+
+    tasks: list[TaskAnswers]
+
+
+class RetrievalRecord(TextRecord):
+    """Tasks of retrieval under every method and press."""
+
+    bootstrap: Bootstrap
+    task: dict[str, int]
+    texts_sha256: str
+    examples: dict[str, str]  # by task, its first text
+    rows: list[RetrievalRow]
+    refused: dict[str, str]  # as of StreamEval
     tokens: Tokens
 
 

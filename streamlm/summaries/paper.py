@@ -9,8 +9,8 @@ from streamlm.summaries.escape import escape_markdown
 from streamlm.summaries.main import ablation_rows, describe_setting
 from streamlm.summaries.positions import position_summary
 from streamlm.summaries.sink_mass import sink_token_rows
-from streamlm.summaries.stream_eval import stream_eval_rows
 from streamlm.summaries.tables import Row, as_markdown
+from streamlm.summaries.tasks import stream_eval_rows
 from streamlm.summaries.twins import seeds_of, twin_sink_rows
 
 SCALED, MISSING = "scaled down", "not here"

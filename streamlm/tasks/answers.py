@@ -13,7 +13,7 @@ from streamlm.cache.head import head_of
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 from streamlm.measure.scoring import CHUNK, check_ids, vocab_size
-from streamlm.tasks.stream_text import Question
+from streamlm.tasks.asked import Question
 
 
 class Answer(NamedTuple):
@@ -94,20 +94,35 @@ def _answer(
     model: PreTrainedModel, cache: SinkCache, cfg: StreamConfig, hidden: Tensor, candidates: list[list[int]]
 ) -> Answer:
     """Read the candidates, each after what the cache holds; `hidden` is the state (1, H) before them."""
-    longest = max(map(len, candidates))
-    rows = torch.tensor(
-        [[*ids, *[0] * (longest - len(ids))] for ids in candidates]
-    )  # (C, T), pads at the end
+    rows = candidate_rows(candidates)
     before = hidden[:, None].expand(len(rows), 1, -1)
-    if longest > 1:
+    if rows.shape[1] > 1:
         branch = _new_cache(model, cfg)
         branch.load_state_dict(cache.state_dict())
         branch.batch_repeat_interleave(len(rows))
         before = torch.cat((before, _pass(model, branch, rows[:, :-1])), dim=1)  # (C, T, H)
+    return grade(model, before, candidates)
+
+
+def candidate_rows(candidates: list[list[int]]) -> Tensor:
+    """Return the token ids of candidates, (C, T), shorter ones padded at their end."""
+    longest = max(map(len, candidates))
+    return torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in candidates])
+
+
+def grade(model: PreTrainedModel, before: Tensor, candidates: list[list[int]]) -> Answer:
+    """Return the answer that a model gives.
+
+    Args:
+        model: of the hidden states.
+        before: (C, T, H) hidden states before each token of each candidate, of `candidate_rows`.
+        candidates: token ids, the right one first.
+    """
     logits = head_of(model)(before)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # (C, T, V)
-    losses = -wide.gather(-1, rows[..., None].to(wide.device))[..., 0].cpu()  # (C, T)
-    real = torch.arange(longest) < torch.tensor([[len(ids)] for ids in candidates])
+    rows = candidate_rows(candidates).to(wide.device)
+    losses = -wide.gather(-1, rows[..., None])[..., 0].cpu()  # (C, T)
+    real = torch.arange(rows.shape[1]) < torch.tensor([[len(ids)] for ids in candidates])
     nll = torch.where(real, losses, 0).sum(-1)
     right = torch.tensor(candidates[0])
     written = wide[0, : len(right)].argmax(-1).cpu()

@@ -1,11 +1,11 @@
 """The stream of StreamEval: lines of information, and now and then a question about an earlier line."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
+
+from streamlm.tasks.asked import Piece
 
 WORDS = """
 river stone garden window forest bridge harbor candle meadow island mirror tower valley wagon
@@ -46,18 +46,11 @@ class StreamText:
             )
 
 
-class Question(NamedTuple):
-    """One question in a stream of tokens."""
-
-    start: int  # index of the first token of its answer
-    candidates: list[list[int]]  # token ids of the values to choose from; the answer comes first
-
-
-def write_stream(cfg: StreamText, distance: int, seed: int) -> list[tuple[str, list[str]]]:
-    r"""Return the pieces of a stream: a text, and what may follow it; the first of these does.
+def write_stream(cfg: StreamText, distance: int, seed: int) -> list[Piece]:
+    r"""Return the pieces of a stream.
 
     A line of information is ``river: 4821\n``. A question has the form of one: after every `every` lines the
-    word of an earlier line comes again, and its value is to follow. The last piece has nothing to follow.
+    word of an earlier line comes again, and its value is to follow.
 
     Args:
         cfg: what the stream contains.
@@ -77,52 +70,12 @@ def write_stream(cfg: StreamText, distance: int, seed: int) -> list[tuple[str, l
             others = [value for j, value in enumerate(values[: i + 1]) if j != asked]
             if len(others) >= cfg.candidates - 1:
                 drawn = rng.permutation(others)[: cfg.candidates - 1].tolist()
-                pieces.append((f"{text}{words[asked]}:", [values[asked], *drawn]))
+                pieces.append(Piece(text, f"{words[asked]}:", (values[asked], *drawn)))
                 text = "\n"
-    return [*pieces, (text, [])]
-
-
-def text_of(pieces: Sequence[tuple[str, list[str]]]) -> str:
-    """Return the whole text of a stream."""
-    return "".join("".join((text, *values[:1])) for text, values in pieces)
-
-
-def hash_streams(cfg: StreamText, seed: int) -> str:
-    """Return the SHA-256 of the texts of all streams, each ended by a zero byte."""
-    texts = [text_of(write_stream(cfg, distance, of)) for distance, of in all_streams(cfg, seed)]
-    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
+    return [*pieces, Piece(text)]
 
 
 def all_streams(cfg: StreamText, seed: int) -> Iterator[tuple[int, int]]:
     """Yield the distance and the seed of every stream."""
     for distance in cfg.distances:
         yield from ((distance, seed + number) for number in range(cfg.streams))
-
-
-def tokenise_stream(
-    pieces: Sequence[tuple[str, list[str]]], tokenizer: Any
-) -> tuple[np.ndarray, list[Question]]:
-    """Return the token ids (N,) of a stream and its questions.
-
-    Pieces and values are tokenised one by one, so that a value is the same tokens in a line, in an answer and
-    among the candidates.
-
-    Raises:
-        ValueError: if two values of a question are the same tokens.
-    """
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    ids: list[int] = []
-    questions = []
-    for text, values in pieces:
-        ids += encode(text)
-        candidates = [encode(value) for value in values]
-        if len({*map(tuple, candidates)}) < len(candidates):
-            raise ValueError("the tokenizer makes the same tokens of different values")
-        if candidates:
-            questions.append(Question(len(ids), candidates))
-            ids += candidates[0]
-    return np.array(ids, np.int64), questions

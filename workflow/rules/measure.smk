@@ -81,7 +81,8 @@ rule measure_long_run:
         "../scripts/measure_long_run.py"
 
 
-# kvpress changes transformers when imported: these two rules alone do so, each job in its own process.
+# kvpress changes transformers when imported: these two rules do so, and those of tasks.smk, each job in its own
+# process.
 rule measure_compression:
     input:
         model=plan.model_folder(config, MODEL),

@@ -180,30 +180,6 @@ rule measure_sink_tokens:
         "../scripts/measure_sink_tokens.py"
 
 
-rule measure_stream_eval:
-    input:
-        model=plan.model_folder(config, MODEL),
-        model_files=plan.model_files(config, MODEL),
-    output:
-        f"{RESULTS}/paper/stream_eval.json",
-    log:
-        f"{RESULTS}/logs/measure_stream_eval.log",
-    conda:
-        "../../envs/streamlm.yaml"
-    threads: workflow.cores
-    resources:
-        **GPU,
-    params:
-        **plan.stream_eval_settings(config),
-        title=config["models"][MODEL]["title"],
-        files=preflight.file_marks(config, "models", MODEL),
-        compute=config["compute"],
-        bootstrap=config["bootstrap"],
-        code=code_of("workflow/scripts/measure_stream_eval.py"),
-    script:
-        "../scripts/measure_stream_eval.py"
-
-
 PAPER_RECORDS = {
     **{
         name: [f"{RESULTS}/streaming_llm/{name}.json"] for name in ("ablation_n_sink", "ablation_window_size")

@@ -1,0 +1,71 @@
+"""The rows of StreamEval and of retrieval, and what they say of the model."""
+
+from collections.abc import Sequence
+
+from streamlm.config import METHODS
+from streamlm.records.types import Record
+from streamlm.summaries.main import kept_text
+from streamlm.summaries.tables import Row, percent
+
+ABLE = 0.5  # share of answers with everything kept, below which nothing is said of what a cache loses
+
+
+def case_name(row: Record) -> str:
+    """Return the name of the method or press of a row."""
+    method = METHODS.get(row["method"])
+    return row["method"] if method is None else method.title
+
+
+def is_press(row: Record) -> bool:
+    """Return whether a row is of a press."""
+    return row["method"] not in METHODS
+
+
+def stream_eval_rows(records: Sequence[Record]) -> list[Row]:
+    """Return the share of right answers by what is kept and by distance."""
+    return [
+        _names(row) | {"lines_back": at["distance"], "back_tokens": at["tokens_back"]} | _shares(at)
+        for record in records
+        for row in record["rows"]
+        for at in row["distances"]
+    ]
+
+
+def retrieval_rows(records: Sequence[Record]) -> list[Row]:
+    """Return the share of right answers by task and by what is kept."""
+    return [
+        {"task": at["task"], "text_tokens": at["tokens"]} | _names(row) | _shares(at)
+        for record in records
+        for row in record["rows"]
+        for at in row["tasks"]
+    ]
+
+
+def _names(row: Record) -> Row:
+    kept = str(row["capacity"]) if is_press(row) else kept_text(row, METHODS[row["method"]])
+    return {"method": case_name(row), "kept": kept}
+
+
+def _shares(at: Record) -> Row:
+    return (
+        {"asked": at["asked"]}
+        | percent("chosen_percent", at["chosen_share"], at["chosen_interval"])
+        | percent("exact_percent", at["exact_share"], at["exact_interval"])
+    )
+
+
+def beyond_the_model(record: Record, measure: str, key: str = "distances") -> list[Record]:
+    """Return the entries at which the model fails with everything kept.
+
+    Args:
+        record: of `measure_stream_eval`, or of `measure_retrieval`.
+        measure: "chosen" or "exact".
+        key: "distances", or "tasks".
+    """
+    (dense,) = (row for row in record["rows"] if row["method"] == "dense")
+    return [at for at in dense[key] if at[f"{measure}_share"] < ABLE]
+
+
+def refusals(record: Record) -> list[str]:
+    """Return a line for each press that cannot work on the model."""
+    return [f"{press} was not measured: {reason}" for press, reason in record["refused"].items()]
