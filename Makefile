@@ -56,9 +56,9 @@ $(LATEST)/.ready: envs/set_up.sh envs/requirements-latest.txt pyproject.toml
 	@sh envs/set_up.sh $(LATEST) envs/requirements-latest.txt
 	touch $@
 
-# All that depends on the inside of transformers and of the hub's client; kvpress does not allow this transformers, and
-# the workflow needs kvpress. Three at a time, since the tests of a hub mostly wait for it.
-LIBRARY := attention captured_step chat cli compiled every_family families front_door generate gguf kept_state model_folders models observe \
+# All that depends on the inside of transformers and of the hub's client, and lm_eval; kvpress does not allow this
+# transformers, and the workflow needs kvpress. Three at a time, since the tests of a hub mostly wait for it.
+LIBRARY := attention captured_step chat cli compiled every_family families front_door generate gguf kept_state lm_eval model_folders models observe \
 	paper paper_measures probe products quantized_attention sampling scoring security_gguf security_hub security_models security_tokenizers sink_cache \
 	stream_eval text_positions threads tokens twins
 
@@ -119,8 +119,8 @@ CUDA := ^(cuda-|nvidia-|triton=)
 TRANSFORMERS := ^(transformers|tokenizers|huggingface-hub|hf-xet|regex|safetensors)=
 
 lock:
-	$(COMPILE) pyproject.toml --all-extras --group test --output-file envs/requirements.txt
-	$(COMPILE) pyproject.toml --extra cli --extra hub --extra workflow --group test --group kernel \
+	$(COMPILE) pyproject.toml --extra all --group test --output-file envs/requirements.txt
+	$(COMPILE) pyproject.toml --extra cli --extra eval --extra hub --extra workflow --group test --group kernel \
 		--output-file envs/requirements-latest.txt
 	$(COMPILE) --group docs --output-file envs/requirements-docs.txt
 	sed --in-place --regexp-extended '/$(CUDA)/d' envs/requirements.txt
