@@ -13,6 +13,7 @@ EXTRAS = {
     "gguf": "hub",
     "pyarrow": "hub",
     "kvpress": "compare",
+    "lm_eval": "eval",
     "jsonschema": "workflow",
     "matplotlib": "workflow",
     "mwparserfromhell": "workflow",

@@ -23,7 +23,7 @@ from streamlm.sources.documents import Document
 RUN = "as typed"
 DRY = "with -n: what would be done is listed"
 OPTIONS = "not run; it and its options must be in its --help"
-ELSEWHERE = "run by the test of its page: test_new_method.py, test_new_press.py"
+ELSEWHERE = "run by the test of its page: test_new_method.py, test_new_press.py, test_lm_eval.py"
 BLOCKS = {
     "make": DRY,  # sets up environments, runs for hours
     "snakemake": DRY,  # the workflow itself runs in test_workflow.py
@@ -46,8 +46,11 @@ BLOCKS = {
     "source": RUN,
     "pytest": ELSEWHERE,
     "python -m pytest": ELSEWHERE,
+    "python -m streamlm.harness": ELSEWHERE,  # wants a task of the hub
 }
-INLINE = {"make": DRY, "snakemake": DRY, "streamlm": OPTIONS, "python": OPTIONS}  # in running text
+# In running text
+INLINE = {"make": DRY, "snakemake": DRY, "streamlm": OPTIONS, "python": OPTIONS,
+          "python -m streamlm.harness": ELSEWHERE}  # fmt: skip
 SMALLER = {"max_new_tokens=20_000": "max_new_tokens=20", "max_new_tokens=2_000": "max_new_tokens=20",
            "--max-new-tokens 20000": "--max-new-tokens 20"}  # fmt: skip
 

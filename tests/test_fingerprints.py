@@ -26,7 +26,7 @@ OF_WORDS = {"measure_attention_maps", "measure_sink_tokens"} | ASKING  # need th
 # follows. A module without a line has the rules of its wing; `plot_figure` has a figure's own module as well.
 IMPORTING = {
     "__init__ __main__ cli extras limits py.typed": set(),
-    "commands experiment generate": set(),
+    "commands experiment generate harness": set(),
     "experiment.__init__ experiment.warm_start": MEASURING | TRAINING,
     "characters input_files records": FETCHING | READING | MEASURING | TRAINING | SHOWING,
     "records.fields": SHOWING - {"collect_sink_mass"},

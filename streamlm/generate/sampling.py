@@ -203,8 +203,26 @@ def next_logits(model: PreTrainedModel, cache: SinkCache, ids: Tensor, mask: Ten
     return logits[:, -1]
 
 
-def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Feed prompts to an empty cache, shorter ones padded at their left; return the logits after each."""
+def pass_length(cache: SinkCache, n_rows: int) -> int:
+    """Return how many tokens of each of `n_rows` texts one pass reads."""
+    return cache.longest_pass(min(CHUNK, max(1, BATCH_TOKENS // n_rows)))
+
+
+@torch.inference_mode()
+def read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Feed prompts to an empty cache, shorter ones padded at their left; return the logits after each.
+
+    Args:
+        model: prepared for `SinkCache`.
+        cache: empty.
+        prompts: token ids of each, at least one.
+
+    Returns:
+        (B, V) logits.
+
+    Raises:
+        ValueError: if an id is outside the vocabulary.
+    """
     check_vocabulary(np.concatenate(prompts), vocab_size(model))
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=model.device)
@@ -213,7 +231,7 @@ def _read_prompts(model: PreTrainedModel, cache: SinkCache, prompts: Sequence[Se
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     is_padded = not bool(mask.all())
-    chunk = cache.longest_pass(min(CHUNK, max(1, BATCH_TOKENS // len(prompts))))
+    chunk = pass_length(cache, len(prompts))
     for block, visible in zip(ids.split(chunk, 1), mask.split(chunk, 1), strict=True):
         logits = next_logits(model, cache, block, visible if is_padded else None)
     return logits
@@ -230,7 +248,7 @@ def continue_prompts(
         prompts: token ids of each, at least one.
         writings: one for each prompt.
     """
-    logits = _read_prompts(model, cache, prompts)
+    logits = read_prompts(model, cache, prompts)
     for writing, prompt in zip(writings, prompts, strict=True):
         writing.sampler.read(prompt)
     active = list(writings)

@@ -39,7 +39,9 @@ class RetrievalText:
     def __post_init__(self) -> None:
         most = len(WORDS) // (1 + HOPS)
         if not QUESTIONS <= self.candidates <= most:
-            raise ValueError(f"candidates must be from {QUESTIONS} to {most}, got {self.candidates}; take one of these")
+            raise ValueError(
+                f"candidates must be from {QUESTIONS} to {most}, got {self.candidates}; take one of these"
+            )
 
 
 Writer = Callable[[RetrievalText, np.random.Generator, Sequence[str]], list[Piece]]

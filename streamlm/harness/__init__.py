@@ -1,0 +1,1 @@
+"""lm-evaluation-harness with eviction in force: `python -m streamlm.harness --model streamlm`."""
