@@ -82,4 +82,8 @@ TWIN_SIZE = 8_192  # its hidden size, its context and its batch; the default has
 WATCH_TOKENS = 2_000  # on a page of `watch`, which has a share for each token that each of them sees
 
 # Prompts
-BATCH_TOKENS = 16_384  # of all rows that are written together, in their cache and in a pass over prompts
+BATCH_TOKENS = (
+    16_384  # of all rows in a pass over prompts; in their cache, where its bytes are not known before
+)
+BATCH_ROWS = 256  # that are written together; more of them no longer give more tokens per second
+BATCH_SHARE = 0.5  # of the memory that is there, for their keys and values

@@ -272,6 +272,11 @@ ALONE = [
         "tasks.presses: 'SnapKVPress(4)': SnapKVPress has no argument without a name",
     ),
     ({"tasks/candidates": 4}, "tasks.candidates: candidates must be from 5 to 42, got 4"),
+    ({"tasks/batches/capacity": 4}, "tasks.batches: capacity 4 leaves no window beside 4 sinks"),
+    (
+        {"tasks/batches/context_tokens": 257},
+        "tasks.batches.context_tokens: 257 tokens never fill a cache of 256; raise it",
+    ),
     ({"tasks/capacities": [4]}, "tasks: capacity 4 leaves no window beside 4 sinks"),
     ({"paper/stream_eval/lines": 128}, "paper.stream_eval.lines: 128 is too large"),
     ({"paper/stream_eval/n_sink": 128}, "paper.stream_eval: capacity 128 leaves no window beside 128 sinks"),

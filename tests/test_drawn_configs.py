@@ -15,6 +15,7 @@ from streamlm.experiment.check import check_config, warn_beyond_training
 from streamlm.measure.attention_maps import SentenceConfig
 from streamlm.measure.latency import LatencyConfig
 from streamlm.measure.sink_mass import SinkMassConfig
+from streamlm.presses.batches import BatchConfig
 from streamlm.presses.decoding import DecodeConfig
 from streamlm.presses.prefill import ContextConfig
 from streamlm.pretrain.scores import TwinSinks
@@ -158,6 +159,7 @@ def plan_everything(config):
     for text, of in ((StreamText, plan.stream_eval_settings), (RetrievalText, plan.retrieval_settings)):
         text(**of(config)["task"])
         Kept(**of(config)["kept"])
+    BatchConfig(**plan.batch_settings(config)["batch"])
     TwinShape(**plan.twin_settings(config, "layers", "hidden", "heads", "context_tokens"))
     Training(**plan.twin_settings(config, "steps", "batch", "learning_rate"))
     TwinSinks(**plan.twin_settings(config, "n_sinks", "capacity"))

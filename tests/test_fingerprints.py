@@ -15,7 +15,8 @@ from streamlm.provenance import code_fingerprint
 
 LOOKING = {"measure_attention_maps", "measure_sink_mass", "measure_sink_tokens"}
 ASKING = {"measure_stream_eval", "measure_retrieval"}
-MEASURING = MAIN_MEASURING | LOOKING | ASKING | {"measure_twin"}
+BATCHED = {"measure_batches"}
+MEASURING = MAIN_MEASURING | LOOKING | ASKING | BATCHED | {"measure_twin"}
 TRAINING = {"train_twin"}
 BYTES = {"train_twin", "measure_twin"}  # read texts without a tokenizer
 ALONG = {"collect_methods_along", "collect_positions", "write_paper"}
@@ -31,7 +32,7 @@ IMPORTING = {
     "characters input_files records": FETCHING | READING | MEASURING | TRAINING | SHOWING,
     "records.fields": SHOWING - {"collect_sink_mass"},
     "records.names": MEASURING,
-    "records.paper": (MEASURING - MAIN_MEASURING) | TRAINING | {"collect_twins", "write_paper"},
+    "records.paper": (MEASURING - MAIN_MEASURING - BATCHED) | TRAINING | {"collect_twins", "write_paper"},
     "config": FROM_HUB
     | MEASURING
     | TRAINING
@@ -64,14 +65,16 @@ IMPORTING = {
     "measure.progress": TIMING
     | BYTES
     | ASKING
+    | BATCHED
     | {"measure_perplexity", "measure_sink_mass", "measure_sink_tokens"},
     **{f"measure.{name.removeprefix('measure_')}": {name} for name in LOOKING},
     "measure.attention_maps": {"measure_attention_maps", "measure_twin"},
-    "measure.memory": TIMING | COMPARING | ASKING,
-    "measure.decoders measure.latency": TIMING,
-    "presses": COMPARING | ASKING | {"collect_comparison", "write_comparison_summary"},
-    "presses.adapter presses.agreement presses.setting": COMPARING | ASKING,
-    "presses.prefill": {"measure_compression"} | ASKING,
+    "measure.memory": TIMING | COMPARING | ASKING | BATCHED,
+    "measure.decoders measure.latency": TIMING | BATCHED,
+    "presses": COMPARING | ASKING | BATCHED | {"collect_comparison", "write_comparison_summary"},
+    "presses.adapter presses.agreement presses.setting": COMPARING | ASKING | BATCHED,
+    "presses.prefill": {"measure_compression"} | ASKING | BATCHED,
+    "presses.batches": BATCHED,
     "presses.decoding": {"measure_decoding"},
     "summaries": SHOWING,
     "summaries.main": SHOWING - {"collect_sink_mass"},

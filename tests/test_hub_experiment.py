@@ -55,7 +55,7 @@ def project(tmp_path):
     """A copy of the project, in which `snakemake` runs the hub's experiment, at sizes for a test."""
     copy_project(tmp_path)
     small = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text())
-    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison", "paper")}
+    sizes = {key: small[key] for key in ("long_stream", "decoding_latency", "comparison", "paper", "tasks")}
     names = {"model": "pythia-70m", "corpora": ["wikitext-103", "pg19-book"]}
     sizes["experiment"] = small["experiment"] | names
     del sizes["comparison"]["presses"]
@@ -89,7 +89,7 @@ def test_failing_fetch_of_the_workflow_shows_one_line_and_a_second_run_goes_on(h
 @pytest.mark.slow
 @pytest.mark.kvpress
 def test_experiment_of_the_hub_runs_end_to_end(hub, project):
-    done = snakemake(hub, project, "paper")
+    done = snakemake(hub, project, "paper", "tasks")
     assert done.returncode == 0, done.stdout + done.stderr
     results = project / "results" / "pythia-70m"
     for corpus, title in (("wikitext-103", "WikiText-103 test"), ("pg19-book", "PG19 test, first book")):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -14,7 +15,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.limits import BATCH_TOKENS
+from streamlm.limits import BATCH_ROWS
+from streamlm.measure.memory import available_bytes
 
 
 def tiny_mistral(**options):
@@ -49,18 +51,33 @@ def test_a_window_is_reserved_no_longer_than_the_text_can_be(place, model, kv_dt
     assert vast["window_size"] == 10**12
 
 
-def test_prompts_are_written_in_batches_of_bounded_size_and_as_they_would_be_in_one(place):
+@pytest.mark.parametrize("rows", [1, 7])
+def test_prompts_are_written_in_batches_of_bounded_size_and_as_they_would_be_in_one(place, rows):
     (place / "prompts.txt").write_text("\n".join(f"the rose number {i}" for i in range(40)))
     asked = ("--prompts", "prompts.txt", "--max-new-tokens", 3, "--dtype", "float64")
     whole = generate(place, *asked)
+    available = 2 * (whole["kv_bytes"] // 40 * rows + 1)
     with (
-        patch("streamlm.commands.generate.BATCH_TOKENS", 22 * 7 + 1),
+        patch("streamlm.measure.memory.available_bytes", lambda device: available),
         patch("streamlm.generate.sampling.BATCH_TOKENS", 40),
     ):
         parts = generate(place, *asked)
     assert parts["texts"] == whole["texts"]
-    assert parts["kv_bytes"] * 40 == whole["kv_bytes"] * 7
-    assert BATCH_TOKENS // 22 >= 40  # or the whole was no whole
+    assert parts["kv_bytes"] * 40 == whole["kv_bytes"] * rows
+    assert BATCH_ROWS >= 40  # or the whole was no whole
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say what it has")
+def test_memory_that_is_there_is_that_of_the_machine_or_less_in_a_container(tmp_path, monkeypatch):
+    machine = available_bytes(torch.device("cpu"))
+    assert 2**28 < machine < 2**45
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr("streamlm.measure.memory.GROUP", tmp_path)
+    for limit, expected in (("max\n", None), ("1500\n", 500)):
+        (tmp_path / "memory.max").write_text(limit)
+        found = available_bytes(torch.device("cpu"))
+        assert found == expected or (expected is None and found > 2**28)
+    assert available_bytes(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("kv_dtype", [[], ["--kv-dtype", "int8"]])

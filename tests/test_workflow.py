@@ -10,7 +10,7 @@ import pytest
 import yaml
 from project import ROOT, run_smoke, snakemake
 
-from streamlm.figures.catalogue import MAIN_FIGURES, PAPER_FIGURES, TWIN_FIGURES
+from streamlm.figures.catalogue import MAIN_FIGURES, PAPER_FIGURES, TASK_FIGURES, TWIN_FIGURES
 from streamlm.provenance import code_fingerprint
 
 # Jobs of `plot_figure` are named by their figure.
@@ -105,7 +105,7 @@ def test_smoke_run_makes_every_record_and_figure(finished):
     # 4 distinct geometries, recompute, 4 long streams and 4 of the paper, of 2 texts
     assert len(list((results / "runs").glob("*/*.json"))) == 26
     assert len(list((results / "twins").glob("*/model.safetensors"))) == 3
-    for name in (*PAPER_FIGURES, *TWIN_FIGURES):
+    for name in (*PAPER_FIGURES, *TASK_FIGURES, *TWIN_FIGURES):
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "# The paper by number" in (results / "paper.md").read_text()
     assert len(list(results.glob("decoding_latency_*_*_sink*.json"))) == 8  # 4 methods, 2 capacities

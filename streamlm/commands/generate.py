@@ -29,7 +29,7 @@ from streamlm.commands.output_types import TEXT
 from streamlm.commands.outputs import Outputs
 from streamlm.commands.terminal import say
 from streamlm.commands.writing import SamplingOptions, checked_text, open_writer
-from streamlm.limits import BATCH_TOKENS
+from streamlm.limits import BATCH_ROWS, BATCH_SHARE, BATCH_TOKENS
 
 if TYPE_CHECKING:
     from streamlm.cache.sink_cache import SinkCache
@@ -167,12 +167,12 @@ def _write(
     writings: "list[Writing]",
     printer: "_Printer",
 ) -> dict[str, Any]:
-    """Continue every prompt, as many together as `BATCH_TOKENS` allows; return memory and time."""
+    """Continue every prompt, as many together as memory allows; return memory and time."""
     from streamlm.generate.sampling import continue_prompts
     from streamlm.measure.progress import progress
 
     kv_tokens, kv_bytes, compile_sec, begin = 0, 0, 0.0, time.perf_counter()
-    together = max(1, BATCH_TOKENS // make().capacity)
+    together = _rows_together(model, make())
     with ExitStack() as stack:
         total = sum(writing.max_new_tokens for writing in writings)
         bar = None if printer.on_terminal else stack.enter_context(progress(total, "token"))
@@ -192,6 +192,20 @@ def _write(
         "runtime_sec": seconds,
         "tokens_per_sec": sum(len(writing.tokens) for writing in writings) / seconds,
     }
+
+
+def _rows_together(model: Any, cache: "SinkCache") -> int:
+    """Return how many prompts are written together: as many as the memory that is there holds."""
+    from streamlm.cache.footprint import describe_layout, sink_cache_bytes
+    from streamlm.cache.ring import parse_kv_dtype
+    from streamlm.measure.memory import available_bytes
+
+    layout, available = describe_layout(model.config), available_bytes(model.device)
+    if layout.is_latent or available is None:
+        return max(1, BATCH_TOKENS // cache.capacity)
+    kv_dtype = parse_kv_dtype(cache.settings["kv_dtype"])
+    of_row = sink_cache_bytes(layout, cache.cfg, model.dtype, kv_dtype)
+    return max(1, min(BATCH_ROWS, int(BATCH_SHARE * available) // of_row))
 
 
 def _describe(prompt: str, ids: Sequence[int], writing: "Writing") -> dict[str, Any]:

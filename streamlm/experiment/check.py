@@ -331,6 +331,12 @@ CHECKS: tuple[tuple[Any, ...], ...] = (
             (partial(_asked_presses, section), f"{section}.presses"),
         )
     ),
+    (partial(_windows, "tasks.batches"), "tasks.n_sink", "tasks.batches.capacity"),
+    (
+        partial(_fills, "tasks.batches.context_tokens"),
+        "tasks.batches.capacity",
+        "tasks.batches.context_tokens",
+    ),
     (_hidden, "tasks.words", "tasks.samples", "tasks.candidates"),
     (
         _asked,

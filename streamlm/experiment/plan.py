@@ -164,7 +164,15 @@ def stream_eval_settings(config: Config) -> dict[str, Any]:
 
 def retrieval_settings(config: Config) -> dict[str, Any]:
     """Return the texts of the tasks, as `RetrievalText` takes them, and what is kept of them."""
-    return _task_settings({key: value for key, value in config["tasks"].items() if key != "dtype"})
+    others = ("dtype", "batches")
+    return _task_settings({key: value for key, value in config["tasks"].items() if key not in others})
+
+
+def batch_settings(config: Config) -> dict[str, Any]:
+    """Return the batches whose decoding is timed, as `measure_batches` takes them."""
+    batch = {key: value for key, value in config["tasks"]["batches"].items() if key != "sizes"}
+    kept = {key: config["tasks"][key] for key in ("n_sink", "presses")}
+    return {**kept, "sizes": config["tasks"]["batches"]["sizes"], "batch": batch}
 
 
 def _task_settings(settings: Config) -> dict[str, Any]:

@@ -25,7 +25,7 @@ MAIN_FIGURES = (
     "comparison_metrics_table",
 )
 PAPER_FIGURES = ("positions", "methods_along", "attention_maps", "sink_mass", "sink_tokens", "stream_eval")
-TASK_FIGURES = ("stream_eval", "retrieval")
+TASK_FIGURES = ("stream_eval", "retrieval", "batches")
 TWIN_FIGURES = ("twin_losses", "twin_sinks", "twin_maps")
 FIGURES = tuple(dict.fromkeys(MAIN_FIGURES + PAPER_FIGURES + TASK_FIGURES + TWIN_FIGURES))
 

@@ -1,25 +1,21 @@
 """StreamEval: right answers by the distance of what is asked for."""
 
 from collections.abc import Sequence
-from itertools import islice
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.lines import Line2D
 
-from streamlm.config import METHODS
 from streamlm.figures.entry import Figure, Records
 from streamlm.figures.style import (
     COLUMN,
     LIMIT_STYLE,
-    LINE_STYLES,
     RC_PARAMS,
     Style,
-    distinct_styles,
+    case_styles,
     error_arms,
     finish,
-    method_style,
 )
 from streamlm.records.paper import StreamEvalRecord
 from streamlm.records.types import Record
@@ -37,7 +33,7 @@ def plot_stream_eval(records: Sequence[Record]) -> Picture:
         records: one, of `measure_stream_eval`.
     """
     (record,) = records
-    styles = _styles(record)
+    styles = case_styles([(row["method"], case_name(row)) for row in record["rows"]])
     dense = [row for row in record["rows"] if row["method"] == "dense"]
     capacities = sorted({row["capacity"] for row in record["rows"] if row not in dense})
     figure = Picture((2 * COLUMN, 1.4 + 2.1 * len(capacities)))
@@ -52,13 +48,6 @@ def plot_stream_eval(records: Sequence[Record]) -> Picture:
     handles = [Line2D([], [], **style, label=name) for name, style in styles.items()]
     finish(figure, FIGURE.title, handles, [describe_setting(record), *_notes(record)])
     return figure
-
-
-def _styles(record: Record) -> dict[str, Style]:
-    """Return how each method and press is drawn, by its name."""
-    others = islice(distinct_styles(), len(LINE_STYLES), None)
-    names = dict.fromkeys((row["method"], case_name(row)) for row in record["rows"])
-    return {title: method_style(METHODS[name]) if name in METHODS else next(others) for name, title in names}
 
 
 def _plot_rows(axes: Axes, rows: Sequence[Record], measure: str, styles: dict[str, Style]) -> None:

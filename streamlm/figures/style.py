@@ -1,8 +1,8 @@
 """How every figure looks: style, colours, the lines below it, and how it reaches the disk."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from itertools import cycle, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
-from streamlm.config import Method
+from streamlm.config import METHODS, Method
 from streamlm.records.files import atomic_path
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
@@ -100,6 +100,15 @@ def distinct_styles() -> Iterator[Style]:
     markers, patterns = cycle("vDPX*<>hd"), cycle(LINE_PATTERNS)
     for color, marker, pattern in zip(colors, markers, patterns, strict=False):
         yield {"color": color, "marker": marker, "linestyle": pattern}
+
+
+def case_styles(cases: Iterable[tuple[str, str]]) -> dict[str, Style]:
+    """Return how each method and press is drawn, by its title; a case is a name and a title."""
+    others = islice(distinct_styles(), len(LINE_STYLES), None)
+    return {
+        title: method_style(METHODS[name]) if name in METHODS else next(others)
+        for name, title in dict.fromkeys(cases)
+    }
 
 
 def styles_of(labels: Sequence[str]) -> dict[str, Style]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -127,7 +127,19 @@ def make_decoder(
     return found.make(prepared if found.is_prepared else plain, n_sink, ids)
 
 
-def time_steps(decoder: Decoder, count: int) -> list[float]:
+class Steps(Protocol):
+    """What can be timed step by step."""
+
+    model: PreTrainedModel
+
+    def make_ready(self) -> None:
+        """Do what a step needs that is not part of it."""
+
+    def step(self) -> None:
+        """Decode one token."""
+
+
+def time_steps(decoder: Steps, count: int) -> list[float]:
     """Return the milliseconds of each of `count` steps, the device having finished each."""
     times = []
     for _ in range(count):

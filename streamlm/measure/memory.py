@@ -1,4 +1,4 @@
-"""Bytes that a cache holds, and how far the memory of this process rises while something runs."""
+"""Bytes that a cache holds, that a device can still give, and that something takes while it runs."""
 
 import ctypes
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from streamlm.cache.kept_state import state_tensors
 from streamlm.cache.sink_cache import SinkCache
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # of the machine, of a container
 
 
 def held_bytes(cache: Cache | None) -> int:
@@ -25,6 +26,19 @@ def held_bytes(cache: Cache | None) -> int:
         held += state_tensors(layer).values()
         held += (layer.keys, layer.values) if hasattr(layer, "keys") else ()
     return sum(tensor.nbytes for tensor in held)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the bytes that a device can still give to this process; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu" or not MEMORY.exists():
+        return None
+    of_machine = _kib(MEMORY, "MemAvailable")
+    limit, used = (GROUP / name for name in ("memory.max", "memory.current"))
+    if not limit.exists() or (most := limit.read_text(encoding="ascii").strip()) == "max":
+        return of_machine
+    return min(of_machine, int(most) - int(used.read_text(encoding="ascii")))
 
 
 def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:
@@ -43,12 +57,12 @@ def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:
     # What the allocator keeps back for later would hide a rise.
     getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     CLEAR.write_text("5", encoding="ascii")  # resets the peak, see proc(5)
-    before = _resident("VmRSS")
+    before = _kib(STATUS, "VmRSS")
     run()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, _kib(STATUS, "VmHWM") - before)
 
 
-def _resident(field: str) -> int:
-    lines = STATUS.read_text(encoding="ascii").splitlines()
-    kib = next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
-    return 1024 * int(kib)
+def _kib(file: Path, field: str) -> int:
+    """Return the bytes of a field that a file of /proc gives in KiB."""
+    lines = file.read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from streamlm.cache.supported import layer_windows
-from streamlm.presses.grammar import Press
+from streamlm.presses.grammar import Press, parse_press
 
 # Of kvpress's own list, the models that are one text decoder with full attention; and GPT-NeoX.
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gpt_neox")
@@ -51,6 +51,16 @@ def refusal(press: Press, model: PreTrainedModel) -> str | None:
             "that need only keys and values work"
         )
     return None
+
+
+def refused_presses(model: PreTrainedModel, presses: Iterable[str]) -> dict[str, str]:
+    """Return why presses, as they are written, cannot work on `model`; those that can are left out."""
+    try:
+        check_model(model)
+    except ValueError as error:
+        return dict.fromkeys(presses, str(error))
+    reasons = {press: refusal(parse_press(press), model) for press in presses}
+    return {press: reason for press, reason in reasons.items() if reason is not None}
 
 
 def make_press(press: Press) -> Any:

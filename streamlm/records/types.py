@@ -341,3 +341,30 @@ class LatencyRecord(TypedDict):
     compile_sec: NotRequired[float]  # what the step took to compile, once
     kv_bytes: int
     step_peak_bytes: int | None
+
+
+class BatchRow(TypedDict):
+    """What a decoded token of one method costs in a batch."""
+
+    batch: int  # rows
+    method: str  # "dense", "streaming", or a press as it is written
+    held: int  # tokens that a step attends to
+    step_ms: Timing
+    tokens_per_sec: float  # of all rows
+    kv_bytes: int
+
+
+class BatchesRecord(TypedDict):
+    """What batches cost."""
+
+    model: str
+    trained_length: int | None
+    dataset: str
+    protocol: str
+    n_sink: int
+    decoded: dict[str, int]
+    rows: list[BatchRow]
+    refused: dict[str, str]  # by press, why it cannot work on the model
+    tokens: Tokens
+    measured_at: str
+    environment: Environment

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from streamlm.config import METHODS
 from streamlm.records.types import Record
 from streamlm.summaries.main import kept_text
-from streamlm.summaries.tables import Row, percent
+from streamlm.summaries.tables import Row, mib, percent, spread
 
 ABLE = 0.5  # share of answers with everything kept, below which nothing is said of what a cache loses
 
@@ -52,6 +52,22 @@ def _shares(at: Record) -> Row:
         | percent("chosen_percent", at["chosen_share"], at["chosen_interval"])
         | percent("exact_percent", at["exact_share"], at["exact_interval"])
     )
+
+
+def rates(row: Record) -> list[float]:
+    """Return tokens per second in the slowest and in the fastest run of a batch."""
+    return [1e3 * row["batch"] / ms for ms in reversed(row["step_ms"]["spread"])]
+
+
+def batch_rows(records: Sequence[Record]) -> list[Row]:
+    """Return speed and bytes of decoding by batch and method."""
+    return [
+        {"rows": row["batch"], "method": case_name(row), "attended_tokens": row["held"]}
+        | spread("tokens_per_second", row["tokens_per_sec"], rates(row))
+        | {"step_ms": row["step_ms"]["median"], "kv_mib": mib(row["kv_bytes"])}
+        for record in records
+        for row in record["rows"]
+    ]
 
 
 def beyond_the_model(record: Record, measure: str, key: str = "distances") -> list[Record]:

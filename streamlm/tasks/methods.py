@@ -10,8 +10,7 @@ from streamlm.cache.prepare import prepare
 from streamlm.config import METHODS, Method, StreamConfig
 from streamlm.measure.open_model import OpenedModel
 from streamlm.measure.progress import progress
-from streamlm.presses.adapter import check_model, refusal
-from streamlm.presses.grammar import parse_press
+from streamlm.presses.adapter import refused_presses
 from streamlm.stats import proportion
 from streamlm.tasks.answers import Answer, answer_questions
 from streamlm.tasks.asked import AskedText
@@ -58,7 +57,7 @@ def answer_all(
     """
     model, longest = opened.model, max(len(text.ids) for text in texts)
     n_questions = sum(len(text.questions) for text in texts)
-    refused = {press: reason for press in kept.presses if (reason := _refusal(opened, press)) is not None}
+    refused = refused_presses(model, kept.presses)
     presses = [press for press in kept.presses if press not in refused]
     cases = _cases(kept, longest)
     with progress((len(cases) + bool(presses)) * n_questions, "question") as bar:
@@ -98,14 +97,6 @@ def describe_case(method: Method, cfg: StreamConfig) -> dict[str, Any]:
     """Return what a row of a record says of a method."""
     sizes = {"n_sink": cfg.n_sink, "window_size": cfg.window_size, "capacity": cfg.capacity}
     return {"method": method.name, **sizes}
-
-
-def _refusal(opened: OpenedModel, press: str) -> str | None:
-    try:
-        check_model(opened.model)
-    except ValueError as error:
-        return str(error)
-    return refusal(parse_press(press), opened.model)
 
 
 def describe_answers(answers: Sequence[Answer], confidence: float) -> dict[str, Any]:
