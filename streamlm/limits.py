@@ -86,4 +86,4 @@ BATCH_TOKENS = (
     16_384  # of all rows in a pass over prompts; in their cache, where its bytes are not known before
 )
 BATCH_ROWS = 256  # that are written together; more of them no longer give more tokens per second
-BATCH_SHARE = 0.5  # of the memory that is there, for their keys and values
+BATCH_SHARE = 0.25  # of the memory that is there, for their keys and values: as much again when a row leaves

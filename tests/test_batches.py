@@ -10,11 +10,14 @@ from drawn import assert_printable, assert_tabled, assert_uncluttered
 from torch.testing import assert_close
 
 from streamlm.cache.prepare import prepare
+from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import Compute
+from streamlm.experiment.follow import Refuted, follow_paper
 from streamlm.figures.batches import plot_batches
 from streamlm.measure.latency import share_weights
 from streamlm.presses.batches import BatchConfig, BatchDecoder, _Context, measure_batches
 from streamlm.records.fields import check_record
+from streamlm.records.files import write_json
 from streamlm.records.types import BatchesRecord
 from streamlm.summaries.tasks import batch_rows
 
@@ -41,6 +44,12 @@ def test_every_row_decodes_as_one_alone_does(name):
     plain = MODELS[name]().double().eval()
     with prepare(share_weights(plain)) as prepared:
         context = _Context(plain, prepared, torch.from_numpy(IDS[None, :40]), 2, BATCH, PRESSES)
+        sinks, stream, expected = SinkCache(prepared.config, 2, 10), IDS[:40].tolist(), []
+        for t in range(43):
+            logits = prepared(torch.tensor([stream[t : t + 1]]), past_key_values=sinks).logits[0, -1]
+            if t >= 39:
+                expected.append(logits)
+                stream.append(int(logits.argmax()))
         alone, three = (
             {method: logits_of(decoder, 4) for method, decoder in context.decoders(size).items()}
             for size in (1, 3)
@@ -49,6 +58,7 @@ def test_every_row_decodes_as_one_alone_does(name):
     for method, logits in three.items():
         assert logits.shape == (3, 4, VOCAB)
         assert_close(logits, alone[method].expand(3, -1, -1), msg=method)
+    assert_close(alone["streaming"][0], torch.stack(expected))
     assert_close(alone["dense"][0, 0], plain(torch.from_numpy(IDS[None, :40])).logits[0, -1])
     assert len({round(float(logits.sum()), 6) for logits in alone.values()}) == len(alone)
 
@@ -69,7 +79,7 @@ def test_a_record_has_every_method_at_every_size(record):
     cases = [(row["batch"], row["method"]) for row in record["rows"]]
     assert cases == [(size, name) for size in (1, 4) for name in ("dense", "streaming", *PRESSES[:2])]
     for row in record["rows"]:
-        assert row["held"] == (40 if row["method"] == "dense" else 12)
+        assert row["attended_tokens"] == (40 if row["method"] == "dense" else 12)
         assert row["tokens_per_sec"] == pytest.approx(1e3 * row["batch"] / row["step_ms"]["median"])
         assert len(row["step_ms"]["runs"]) == BATCH.runs
     one, four = (
@@ -95,3 +105,15 @@ def test_a_text_shorter_than_the_context_is_refused(tmp_path):
             model_dir=tmp_path, compute=Compute(), ids=IDS[:39], dataset="x", n_sink=2, presses=[],
             sizes=[1], batch=BATCH,
         )  # fmt: skip
+
+
+def test_speeds_must_follow_from_the_times(record, tmp_path):
+    path = tmp_path / "tasks" / "batches.json"
+    write_json(path, record)
+    follow_paper(path)
+    for change in ({"tokens_per_sec": 1.0}, {"step_ms": {**record["rows"][1]["step_ms"], "median": 1e9}}):
+        changed = json.loads(json.dumps(record))
+        changed["rows"][1] |= change
+        write_json(path, changed)
+        with pytest.raises(Refuted, match="streaming, batch 1"):
+            follow_paper(path)

@@ -58,11 +58,11 @@ def test_wiki_markup_becomes_prose(markup, prose):
 
 def test_wiki_takes_articles_only():
     export = wiki_export(
-        wiki_page("text", title="Kept"),
-        wiki_page("#REDIRECT [[Kept]]", title="Old", extra='<redirect title="Kept" />'),
-        wiki_page("chat", title="Talk:Kept", ns=1),
+        wiki_page("text", title="ComparedCaches"),
+        wiki_page("#REDIRECT [[ComparedCaches]]", title="Old", extra='<redirect title="ComparedCaches" />'),
+        wiki_page("chat", title="Talk:ComparedCaches", ns=1),
     )
-    assert list(mediawiki_documents(export)) == [Document("Kept", "text")]
+    assert list(mediawiki_documents(export)) == [Document("ComparedCaches", "text")]
 
 
 @pytest.mark.parametrize("raw", [b"<mediawiki/>", bz2.compress(b"no xml")])

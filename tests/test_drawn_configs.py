@@ -22,7 +22,7 @@ from streamlm.pretrain.scores import TwinSinks
 from streamlm.pretrain.training import Training
 from streamlm.pretrain.twins import TwinShape
 from streamlm.stats import BootstrapConfig
-from streamlm.tasks.methods import Kept
+from streamlm.tasks.methods import ComparedCaches
 from streamlm.tasks.retrieval_text import RetrievalText
 from streamlm.tasks.stream_text import StreamText
 
@@ -158,7 +158,7 @@ def plan_everything(config):
     SinkMassConfig(**plan.sink_mass_sizes(config))
     for text, of in ((StreamText, plan.stream_eval_settings), (RetrievalText, plan.retrieval_settings)):
         text(**of(config)["task"])
-        Kept(**of(config)["kept"])
+        ComparedCaches(**of(config)["kept"])
     BatchConfig(**plan.batch_settings(config)["batch"])
     TwinShape(**plan.twin_settings(config, "layers", "hidden", "heads", "context_tokens"))
     Training(**plan.twin_settings(config, "steps", "batch", "learning_rate"))

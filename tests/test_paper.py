@@ -37,7 +37,7 @@ from streamlm.summaries.paper import ITEMS, MISSING, paper_page
 from streamlm.summaries.positions import collect_positions, position_summary
 from streamlm.summaries.sink_mass import collect_sink_mass
 from streamlm.summaries.twins import collect_twins
-from streamlm.tasks.methods import Kept
+from streamlm.tasks.methods import ComparedCaches
 from streamlm.tasks.stream_eval import measure_stream_eval
 from streamlm.tasks.stream_text import StreamText
 
@@ -206,7 +206,7 @@ def records(prose_model, prose_ids, runs, twins):
             measure_stream_eval(
                 model_dir=prose_model,
                 cfg=STREAM,
-                kept=Kept(n_sink=2, capacities=[24, 16], presses=[]),
+                kept=ComparedCaches(n_sink=2, capacities=[24, 16], presses=[]),
                 **{key: value for key, value in SHARED.items() if key != "dataset"},
             )
         ],

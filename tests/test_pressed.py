@@ -36,15 +36,17 @@ def slow_losses(model, press, question, size):
     for candidate in question.candidates:
         cache, made = DynamicCache(config=model.config), make_press(press)
         context = torch.from_numpy(IDS[None, : question.begin])
-        if size < question.begin:
-            made.compression_ratio = exact_ratio(question.begin, size)
+        # The last token of the longest answer attends to `size` tokens.
+        kept = size - (question.start - question.begin) - max(map(len, question.candidates)) + 1
+        if kept < question.begin:
+            made.compression_ratio = exact_ratio(question.begin, kept)
             made.post_init_from_model(model)
             with attached(made.forward_hook, model), torch.inference_mode():
                 model.base_model(context, past_key_values=cache)
         else:
             with torch.inference_mode():
                 model.base_model(context, past_key_values=cache)
-        position = size if press.rerotates and size < question.begin else question.begin
+        position = min(kept, question.begin) if press.rerotates else question.begin
         tokens = [*IDS[question.begin : question.start].tolist(), *candidate]
         loss = 0.0
         for i, token in enumerate(tokens[:-1]):
@@ -65,10 +67,10 @@ def test_answers_are_those_of_kvpress_token_by_token(name, text):
     model = MODELS[name]().eval()
     asked = []
     answers = answer_pressed(
-        model, IDS, QUESTIONS, [text], [9, 25], on_answer=lambda: asked.append(len(asked))
+        model, IDS, QUESTIONS, [text], [12, 25], on_answer=lambda: asked.append(len(asked))
     )
     assert asked == [0, 1, 2]
-    assert list(answers) == [(text, 9), (text, 25)]
+    assert list(answers) == [(text, 12), (text, 25)]
     for (_, size), found in answers.items():
         for answer, question in zip(found, QUESTIONS, strict=True):
             losses = list(slow_losses(model, press, question, size))
@@ -79,12 +81,9 @@ def test_answers_are_those_of_kvpress_token_by_token(name, text):
 def test_nothing_is_cut_where_all_of_a_stream_fits():
     model = MODELS["llama"]().eval()
     first, second = PRESSES[:2]
-    answers = answer_pressed(model, IDS, QUESTIONS, [first, second], [50])
-    assert answers[first, 50] == answers[second, 50]
-    cut = answer_pressed(model, IDS, QUESTIONS, [first, second], [9])
-    assert cut[first, 9] != cut[second, 9]
-
-
-def test_press_that_scores_with_more_than_there_is_is_refused():
-    with pytest.raises(ValueError, match="scores with the last 32 tokens of a context, and it has 20"):
-        answer_pressed(MODELS["llama"]().eval(), IDS, QUESTIONS, ["SnapKVPress(window_size=32)"], [9])
+    answers = answer_pressed(model, IDS, QUESTIONS, [first, second], [57])
+    assert answers[first, 57] == answers[second, 57]
+    cut = answer_pressed(model, IDS, QUESTIONS, [first, second], [56])
+    assert cut[first, 56] != cut[second, 56]
+    with pytest.raises(ValueError, match="7 tokens have no room for a question and its answer, 8"):
+        answer_pressed(model, IDS, QUESTIONS, [first], [7])

@@ -20,7 +20,7 @@ from streamlm.records.files import write_json
 from streamlm.records.paper import RetrievalRecord
 from streamlm.summaries.tasks import retrieval_rows
 from streamlm.tasks.asked import hash_texts, text_of, tokenise_pieces
-from streamlm.tasks.methods import Kept
+from streamlm.tasks.methods import ComparedCaches
 from streamlm.tasks.retrieval import measure_retrieval
 from streamlm.tasks.retrieval_text import HOPS, QUESTIONS, TASKS, RetrievalText, write_texts
 
@@ -37,7 +37,7 @@ def written(task, cfg=TEXT):
 def test_the_texts_are_those_that_were_published():
     packaged = RetrievalText(**retrieval_settings(yaml.safe_load((ROOT / "config.yaml").read_text()))["task"])
     texts = [pieces for _, pieces in write_texts(packaged, PROSE, 0)]
-    assert hash_texts(texts) == "052f686dc29723658f42f3b5d1ca546e30ca92cbc8e01d2d2978f4204d3c60a1"
+    assert hash_texts(texts) == "d686d475e700cde87543b813a162e1bca9658641c9f8557e8e1862f88e48c2e9"
     assert hash_texts(pieces for _, pieces in write_texts(packaged, PROSE, 1)) != hash_texts(texts)
 
 
@@ -89,6 +89,12 @@ def test_a_chain_leads_from_the_name_that_is_asked_for_to_its_number():
         assert asking.text.count("has the number of") == HOPS * TEXT.candidates
 
 
+def test_the_chain_that_is_asked_for_is_any_of_them():
+    texts = written("chains of names", replace(TEXT, samples=12))
+    before = [asking.text.split(asking.values[0])[0] for asking, _ in texts]
+    assert len({text.count("The number of") for text in before}) > 2
+
+
 def test_the_common_word_comes_three_times_as_often_as_any_other():
     for asking, _ in written("most common word"):
         listed = asking.text.split()
@@ -104,6 +110,11 @@ def test_the_instruction_comes_first_and_turns_follow():
         assert asking.text.count("Assistant: ") > 3
 
 
+def test_more_words_than_there_are_turns_for_are_refused():
+    with pytest.raises(ValueError, match="words must be at most 1,386, got 1,387; take fewer"):
+        replace(TEXT, words=1387)
+
+
 @pytest.mark.parametrize("candidates", [4, 43])
 def test_too_few_or_too_many_candidates_are_refused(candidates):
     with pytest.raises(ValueError, match=f"candidates must be from 5 to 42, got {candidates}"):
@@ -115,8 +126,8 @@ def record(prose_model, prose_ids):
     ids = np.tile(next(iter(prose_ids.values())), 20)
     found = measure_retrieval(
         model_dir=prose_model, title="A & B", ids=ids, dataset="prose, its name", bootstrap=BOOTSTRAP,
-        cfg=replace(TEXT, words=20, samples=1), kept=Kept(n_sink=2, capacities=[24], presses=["KnormPress"]),
-        compute=Compute(),
+        cfg=replace(TEXT, words=20, samples=1), compute=Compute(),
+        kept=ComparedCaches(n_sink=2, capacities=[40], presses=["KnormPress"]),
     )  # fmt: skip
     return json.loads(json.dumps(found))
 
@@ -124,7 +135,7 @@ def record(prose_model, prose_ids):
 def test_a_record_has_every_task_under_every_method_and_press(record):
     check_record(record, RetrievalRecord, "it")
     assert [(row["method"], row["capacity"]) for row in record["rows"][1:]] == [
-        ("window", 24), ("recompute", 24), ("streaming", 24), ("KnormPress", 24),
+        ("window", 40), ("recompute", 40), ("streaming", 40), ("KnormPress", 40),
     ]  # fmt: skip
     for row in record["rows"]:
         assert [at["task"] for at in row["tasks"]] == list(TASKS)

@@ -122,6 +122,15 @@ def test_cache_of_another_model_is_refused(saved, change):
         SinkCache.load(saved, other)
 
 
+def test_file_with_values_of_another_size_is_refused_at_the_first_pass(saved):
+    others = {f"cache.{i}.values": torch.zeros(2, 2, 8, 5) for i in range(2)}
+    rewrite(saved, tensors=others)
+    with prepare(tiny_llama()) as model:
+        cache = SinkCache.load(saved, model)
+        with pytest.raises(ValueError, match=r"SinkCache holds .* and was given"):
+            feed(model, cache, IDS[:, :1])
+
+
 def test_hash_is_of_the_model_and_not_of_how_it_is_held():
     model = tiny_llama()
     before = model_hash(model)
@@ -144,7 +153,8 @@ def test_file_that_is_no_saved_cache_is_refused_and_never_executed(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "state")
     with pytest.raises(
-        ValueError, match=r"state is damaged, or is none: .|state holds no cache that this streamlm can read"
+        ValueError,
+        match=r"state is damaged, or is no saved cache: .|state holds no cache that this streamlm can read",
     ) as caught:
         SinkCache.load(tmp_path / "state", tiny_llama())
     assert "\n" not in str(caught.value)
@@ -204,6 +214,16 @@ SIZES = (
         {"tensors": {"cache.0.more": torch.zeros(1)}},
         {"tensors": {"cache.7.keys": torch.zeros(2, 2, 8, 8)}},
         {"tensors": {"cache.keys": torch.zeros(1)}},
+        {"tensors": {"cache.0.keys": torch.zeros(2, 2, 10**9, 0)}},
+        {"tensors": {"cache.0.sinks": torch.zeros(2, 2, 2, 0)}},
+        {"tensors": {"cache.pads": torch.tensor([0, 1, 2])}},
+        {"about": {"settings": (SIZES % (6, "null")).replace('"query_block": 9', '"query_block": 0')}},
+        {"about": {"settings": (SIZES % (6, "null")).replace('"query_block": 9', '"query_block": 1.5')}},
+        {
+            "about": {
+                "settings": (SIZES % (6, "null")).replace('"position_limit": 9', '"position_limit": NaN')
+            }
+        },
     ],
 )
 def test_forged_file_is_refused_before_it_takes_memory(saved, monkeypatch, forged):
@@ -212,6 +232,8 @@ def test_forged_file_is_refused_before_it_takes_memory(saved, monkeypatch, forge
     rewrite(saved, **forged)
     if "1000000000000" in str(forged):
         monkeypatch.delattr("streamlm.cache.layers.Store")
-    with pytest.raises(ValueError, match=r"^the saved cache \S*it is damaged, or is none: ") as caught:
+    with pytest.raises(
+        ValueError, match=r"^the saved cache \S*it is damaged, or is no saved cache: "
+    ) as caught:
         SinkCache.load(saved, tiny_llama())
     assert "\n" not in str(caught.value)

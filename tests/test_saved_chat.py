@@ -140,9 +140,29 @@ def test_forged_conversation_is_refused(tmp_path, model, about, tensors):
     say(conversation, "Hi")
     save_conversation(path, conversation)
     rewrite(path, about(read_about(path)) if about else {}, tensors)
-    with pytest.raises(ValueError, match=r"^the saved cache \S*it is damaged, or is none: .") as caught:
+    with pytest.raises(
+        ValueError, match=r"^the saved cache \S*it is damaged, or is no saved cache: ."
+    ) as caught:
         load_conversation(path, model, chat_tokenizer(), 15)
     assert "\n" not in str(caught.value)
+
+
+def test_conversation_whose_pass_broke_off_is_not_saved(tmp_path, model):
+    conversation = begin(model)
+    say(conversation, "Hi")
+    conversation.cache._pass = object()
+    with pytest.raises(ValueError, match="the last answer broke off in the middle of a pass"):
+        save_conversation(tmp_path / "it", conversation)
+    assert not any(tmp_path.iterdir())
+
+
+def test_cache_of_two_rows_is_no_conversation(tmp_path, model):
+    path, conversation = tmp_path / "it", begin(model)
+    say(conversation, "Hi")
+    conversation.cache.batch_repeat_interleave(2)
+    save_conversation(path, conversation)
+    with pytest.raises(ValueError, match="its cache is not of one stream"):
+        load_conversation(path, model, chat_tokenizer(), 15)
 
 
 def chat(folder, lines, *args, size=("--window-size", "20", "--temperature", "1")):
@@ -167,6 +187,16 @@ def test_session_is_kept_after_every_answer_and_goes_on(folder):
     assert "temperature 1, " in said
 
 
+def test_session_that_is_forgotten_is_kept_until_the_next_answer(folder):
+    chat(folder, "Hi\n", "--session", "f")
+    before = (folder.parent / "f").read_bytes()
+    chat(folder, "/reset\n", "--session", "f", size=())
+    assert (folder.parent / "f").read_bytes() == before
+    chat(folder, "/reset\nNo\n", "--session", "f", size=())
+    _, said, _ = chat(folder, "", "--session", "f", size=())
+    assert "the conversation goes on after 'No'; " in said
+
+
 def test_saved_conversation_is_loaded_in_another(folder):
     lines = "Hi\n/save b.safetensors\nWhy?\n/reset\nNo\n/load b.safetensors\nWhy?\n/save b.safetensors\n"
     lines += "/save c.json\n/load\n"
@@ -178,7 +208,7 @@ def test_saved_conversation_is_loaded_in_another(folder):
     assert "saved b.safetensors" in said
     assert "not saved: b.safetensors exists; name another file, or replace it with /save --force FILE" in said
     assert "/load takes a file; /help lists the commands" in said
-    assert "not loaded: the saved cache model/config.json is damaged, or is none: " in said
+    assert "not loaded: the saved cache model/config.json is damaged, or is no saved cache: " in said
     assert "not loaded: no such file: none; correct the path" in said
 
 
@@ -221,5 +251,4 @@ def test_session_that_the_disk_refuses_is_reported_and_the_chat_goes_on(monkeypa
     monkeypatch.setattr("streamlm.commands.session.save_conversation", refuse)
     session.keep()
     session.command("/reset")
-    refused = "not kept: cannot write full/it: No space left on device"
-    assert notes == [refused, refused, "everything is forgotten"]
+    assert notes == ["not kept: cannot write full/it: No space left on device", "everything is forgotten"]

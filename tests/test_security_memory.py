@@ -15,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from streamlm.cache.prepare import prepare
 from streamlm.cache.sink_cache import SinkCache
-from streamlm.limits import BATCH_ROWS
+from streamlm.limits import BATCH_ROWS, BATCH_SHARE
 from streamlm.measure.memory import available_bytes
 
 
@@ -56,7 +56,7 @@ def test_prompts_are_written_in_batches_of_bounded_size_and_as_they_would_be_in_
     (place / "prompts.txt").write_text("\n".join(f"the rose number {i}" for i in range(40)))
     asked = ("--prompts", "prompts.txt", "--max-new-tokens", 3, "--dtype", "float64")
     whole = generate(place, *asked)
-    available = 2 * (whole["kv_bytes"] // 40 * rows + 1)
+    available = int((whole["kv_bytes"] // 40 * rows + 1) / BATCH_SHARE)
     with (
         patch("streamlm.measure.memory.available_bytes", lambda device: available),
         patch("streamlm.generate.sampling.BATCH_TOKENS", 40),
@@ -71,12 +71,18 @@ def test_prompts_are_written_in_batches_of_bounded_size_and_as_they_would_be_in_
 def test_memory_that_is_there_is_that_of_the_machine_or_less_in_a_container(tmp_path, monkeypatch):
     machine = available_bytes(torch.device("cpu"))
     assert 2**28 < machine < 2**45
-    (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr("streamlm.measure.memory.GROUP", tmp_path)
-    for limit, expected in (("max\n", None), ("1500\n", 500)):
-        (tmp_path / "memory.max").write_text(limit)
-        found = available_bytes(torch.device("cpu"))
-        assert found == expected or (expected is None and found > 2**28)
+    (tmp_path / "own").write_text("0::/job/step\n")
+    for group in ("job", "job/step"):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "memory.current").write_text("1000\n")
+        (tmp_path / group / "memory.stat").write_text("anon 300\ninactive_file 600\n")
+        (tmp_path / group / "memory.max").write_text("max\n")
+    monkeypatch.setattr("streamlm.measure.memory.GROUPS", tmp_path)
+    monkeypatch.setattr("streamlm.measure.memory.OWN_GROUP", tmp_path / "own")
+    assert available_bytes(torch.device("cpu")) > 2**28
+    for group, limit, left in (("job", "1500\n", 1100), ("job/step", "900\n", 500), ("job", "300\n", 0)):
+        (tmp_path / group / "memory.max").write_text(limit)
+        assert available_bytes(torch.device("cpu")) == left
     assert available_bytes(torch.device("meta")) is None
 
 

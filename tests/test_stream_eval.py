@@ -28,7 +28,7 @@ from streamlm.stats import proportion
 from streamlm.summaries.tasks import beyond_the_model, stream_eval_rows
 from streamlm.tasks.answers import Answer, answer_questions
 from streamlm.tasks.asked import Piece, Question, hash_texts, text_of, tokenise_pieces
-from streamlm.tasks.methods import Kept, describe_answers
+from streamlm.tasks.methods import ComparedCaches, describe_answers
 from streamlm.tasks.stream_eval import measure_stream_eval
 from streamlm.tasks.stream_text import WORDS, StreamText, all_streams, write_stream
 
@@ -221,8 +221,8 @@ def test_intervals_are_those_of_wilson():
 @pytest.fixture(scope="module")
 def record(prose_model):
     found = measure_stream_eval(
-        model_dir=prose_model, title="A & B", cfg=TEXT, kept=Kept(n_sink=2, capacities=[24, 16], presses=[]),
-        compute=Compute(), bootstrap=BOOTSTRAP,
+        model_dir=prose_model, title="A & B", cfg=TEXT, compute=Compute(), bootstrap=BOOTSTRAP,
+        kept=ComparedCaches(n_sink=2, capacities=[24, 16], presses=[]),
     )  # fmt: skip
     return json.loads(json.dumps(found))
 

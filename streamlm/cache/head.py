@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -33,17 +34,24 @@ class _Base(nn.Module):
         return _Given(inputs_embeds)
 
 
-def head_of(model: PreTrainedModel) -> Head:
+def head_of(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Head:
     """Return a function from hidden states (T, H) to logits (T, V): the model's own forward after its base.
 
     What a model does to its logits is in it, such as scales and soft caps.
+
+    Args:
+        model: of the hidden states.
+        dtype: that it is computed in, on a copy of its weights; None takes the model's own.
     """
     stand_in = copy.copy(model)  # the same weights
     stand_in.__dict__.pop("forward", None)  # of accelerate or `compile_steps`: it would call the model itself
-    stand_in._modules = {**model._modules, model.base_model_prefix: _Base()}
+    others = {name: module for name, module in model._modules.items() if name != model.base_model_prefix}
+    if dtype not in (None, model.dtype):
+        others = {name: copy.deepcopy(module).to(dtype) for name, module in others.items()}
+    stand_in._modules = {**others, model.base_model_prefix: _Base()}
 
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = stand_in(inputs_embeds=hidden[None]).logits[0]
+        logits: Tensor = stand_in(inputs_embeds=hidden[None].to(dtype or hidden.dtype)).logits[0]
         return logits
 
     return head

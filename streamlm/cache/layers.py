@@ -21,6 +21,8 @@ from streamlm.cache.rope import Rotation
 from streamlm.cache.store import Store, StreamState, reserving, signature
 from streamlm.config import StreamConfig
 
+ShapeAndType = tuple[tuple[int, ...], torch.dtype]
+
 
 class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer of a `SinkCache`: an index into a `Store` of layers like it.
@@ -69,7 +71,7 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
     @torch.inference_mode(False)  # tensors born in inference mode could not be written outside it
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Enter the store of layers like this one, for states like these (B, Hkv, T, D)."""
-        like = signature(key_states)
+        like = signature(key_states, value_states)
         store = next((s for s in self.stores if (s.cfg, s.signature) == (self.cfg, like)), None)
         if store is None:
             store = Store(self.cfg, self.n_slots, self.n_alike, key_states, value_states)
@@ -97,10 +99,11 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
             if isinstance(plan, DecodePlan):
                 self.store.lay_out(plan.slot)  # no sink was seen before the first pass
-        if signature(key_states) != self.store.signature:
+        like = signature(key_states, value_states)
+        if like != self.store.signature:
             raise ValueError(
-                f"SinkCache holds (batch, heads, size, dtype, device) {self.store.signature} and was given "
-                f"{signature(key_states)}; "
+                f"SinkCache holds (batch, heads, sizes of a key and a value, dtype, device) "
+                f"{self.store.signature} and was given {like}; "
                 "use one cache per model and batch, or reset() it and change nothing else"
             )
         if isinstance(plan, DecodePlan):
@@ -154,25 +157,30 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         keys, values = stored.get("keys"), stored.get("values")
         if keys is None or values is None or not (keys.ndim == values.ndim == 4):
             raise ValueError(f"the state has no layer {self.layer_idx}; it was made for another model")
-        if self._slots_of(stored) != self.cfg.capacity:  # before any memory is taken for them
-            raise ValueError(f"the state of layer {self.layer_idx} does not fit this SinkCache in its keys")
-        self.lazy_initialization(keys, values)
-        own = self.tensors()
-        if other := stored.keys() - own.keys():
+        expected = self.stored_as(keys, values)  # before any memory is taken
+        if other := stored.keys() - expected.keys():
             raise ValueError(
                 f"the state holds {self.layer_idx}.{min(other)}, which this SinkCache does not have"
             )
-        for name, tensor in own.items():
-            found = stored.get(name)
-            if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+        for name, like in expected.items():
+            tensor = stored.get(name)
+            if tensor is None or (tuple(tensor.shape), tensor.dtype) != like:
                 raise ValueError(
                     f"the state of layer {self.layer_idx} does not fit this SinkCache in its {name}"
                 )
-            tensor.copy_(found)
+        self.lazy_initialization(keys, values)
+        for name, tensor in self.tensors().items():
+            tensor.copy_(stored[name])
 
-    @staticmethod
-    def _slots_of(stored: Mapping[str, Tensor]) -> int:
-        return stored["keys"].shape[2]
+    def stored_as(self, keys: Tensor, values: Tensor) -> dict[str, ShapeAndType]:
+        """Return shape and type of all that is stored, by name, for states like these (B, Hkv, T, D)."""
+        rows, heads, _, size = keys.shape
+        slots, n_sink = self.n_slots, self.cfg.n_sink
+        return {
+            "keys": ((rows, heads, slots, size), keys.dtype),
+            "values": ((rows, heads, slots, values.shape[3]), keys.dtype),
+            "sinks": ((rows, heads, n_sink, size), keys.dtype),
+        }
 
     def rotate_window(self, rotation: Rotation) -> None:
         """Rotate the keys of the window in place, in the precision of `rotation`."""
@@ -321,10 +329,16 @@ class QuantizedLayer(SinkLayer):
         own = {f"{name}_{part}": getattr(ring, part) for name, ring in rings for part in ("codes", "scales")}
         return super().tensors() | own
 
-    @staticmethod
-    def _slots_of(stored: Mapping[str, Tensor]) -> int:
-        codes = stored.get("key_codes")
-        return stored["keys"].shape[2] + (0 if codes is None or codes.ndim != 4 else codes.shape[2])
+    def stored_as(self, keys: Tensor, values: Tensor) -> dict[str, ShapeAndType]:
+        """See `SinkLayer`."""
+        rows, heads = keys.shape[:2]
+        n_scales = 1 if self.kv_dtype == torch.int8 else 0
+        codes = {}
+        for name, states in (("key", keys), ("value", values)):
+            slots = (rows, heads, self.cfg.window_size)
+            codes[f"{name}_codes"] = ((*slots, states.shape[3]), self.kv_dtype)
+            codes[f"{name}_scales"] = ((*slots, n_scales), torch.float32)
+        return super().stored_as(keys, values) | codes
 
     def rotate_window(self, rotation: Rotation) -> None:
         """See `SinkLayer`."""

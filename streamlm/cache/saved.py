@@ -21,6 +21,7 @@ from streamlm.limits import SAVED_CACHE_BYTES
 
 FORMAT = "streamlm cache 1"
 SETTINGS = {"n_sink", "window_size", "positions", "position_limit", "query_block", "kv_dtype"}
+FAULTS = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)  # of content that is forged
 _OWN = "cache."  # begins the names of the tensors of the cache
 
 
@@ -122,10 +123,12 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"no such file: {shown}; correct the path") from error
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, *FAULTS) as error:
         reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"the saved cache {shown} is damaged, or is none: {without_steering(reason)}".replace("\n", " ")
+            f"the saved cache {shown} is damaged, or is no saved cache: {without_steering(reason)}".replace(
+                "\n", " "
+            )
         ) from error
 
 

@@ -73,6 +73,9 @@ class SinkCache(Cache):  # type: ignore[misc]
         kv_dtype: torch.dtype | str | None = None,
     ) -> None:
         self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size, positions=positions)
+        for name, value in (("position_limit", position_limit), ("query_block", query_block)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.40}")
         windows = layer_windows(config)
         geometries = {i: layer_geometry(self.cfg, window) for i, window in windows.items()}
         self.capacity = max(cfg.capacity for cfg in geometries.values())
@@ -297,12 +300,16 @@ class SinkCache(Cache):  # type: ignore[misc]
             if not layer.isdecimal() or int(layer) not in parts:
                 raise ValueError(f"the state holds {name}, which this SinkCache does not have")
             parts[int(layer)][part] = state[name]
+        if self._state.n_seen or any(layer.is_initialized for layer in self._sink_layers.values()):
+            raise ValueError("a state can be loaded into a new SinkCache only; make one")
         if n_seen == 0 and not any(parts.values()):
             return
         for i, sink_layer in self._sink_layers.items():
             sink_layer.load(parts[i])
         for i, kept in self._kept_states.items():
             load_states(kept, i, parts[i])
+        if pads is not None and any(len(store.keys[0]) != len(pads) for store in self._stores):
+            raise ValueError("the state has left pads of another number of rows")
         self._state.n_seen, self._state.shift = n_seen, shift
         self._state.padding = Padding.of(pads)
 
@@ -320,7 +327,7 @@ class SinkCache(Cache):  # type: ignore[misc]
         """Write what the stream left here to a file, whole or not at all; the stream goes on.
 
         It is a safetensors file of `nbytes` and a little more. All weights of the model are read for their
-        hash, which takes 0.2 s for a gigabyte.
+        hash, which takes 0.2 s for half a gigabyte.
 
         Raises:
             ValueError: if nothing was read yet, the last pass broke off, or the model is gone.

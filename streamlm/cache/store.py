@@ -24,10 +24,13 @@ class StreamState:
         self.n_seen, self.shift, self.padding = 0, 0, Padding()
 
 
-def signature(states: Tensor) -> tuple[int, int, int, torch.dtype, torch.device]:
-    """Return what all keys of a store share: batch, heads, size, dtype, device of (B, H, T, D)."""
-    batch, heads, _, size = states.shape
-    return batch, heads, size, states.dtype, states.device
+Signature = tuple[int, int, int, int, torch.dtype, torch.device]
+
+
+def signature(keys: Tensor, values: Tensor) -> Signature:
+    """Return what layers of a store share: batch, heads, sizes D and Dv, dtype, device."""
+    batch, heads, _, size = keys.shape
+    return batch, heads, size, values.shape[3], keys.dtype, keys.device
 
 
 @contextmanager
@@ -77,7 +80,7 @@ class Store:
         self.keys, self.values, self.sinks = keys, values, sinks  # (L, B, Hkv, slots, D)
         self.of_layer: list[tuple[Tensor, Tensor, Tensor]]  # views (B, Hkv, slots, D)
         self.of_layer = list(zip(keys, values, sinks, strict=True))
-        self.signature = signature(keys[0])
+        self.signature = signature(keys[0], values[0])
         self.key_slots: tuple[Tensor, ...] = ()  # of the new token, (B, Hkv, 1, D) for each layer
         self.value_slots: tuple[Tensor, ...] = ()
 

@@ -172,7 +172,7 @@ def _write(
     from streamlm.measure.progress import progress
 
     kv_tokens, kv_bytes, compile_sec, begin = 0, 0, 0.0, time.perf_counter()
-    together = _rows_together(model, make())
+    together = _rows_together(model, make(), ids)
     with ExitStack() as stack:
         total = sum(writing.max_new_tokens for writing in writings)
         bar = None if printer.on_terminal else stack.enter_context(progress(total, "token"))
@@ -187,6 +187,7 @@ def _write(
         seconds = time.perf_counter() - begin
     return {
         **({"compile_sec": compile_sec} if compile_sec else {}),
+        "rows_together": min(together, len(ids)),
         "kv_tokens": kv_tokens,
         "kv_bytes": kv_bytes,
         "runtime_sec": seconds,
@@ -194,13 +195,18 @@ def _write(
     }
 
 
-def _rows_together(model: Any, cache: "SinkCache") -> int:
-    """Return how many prompts are written together: as many as the memory that is there holds."""
+def _rows_together(model: Any, cache: "SinkCache", ids: list[list[int]]) -> int:
+    """Return how many prompts are written together: as many as a part of the free memory holds.
+
+    One, where lengths differ and layers have a state of fixed size, which would read left pads as tokens.
+    """
     from streamlm.cache.footprint import describe_layout, sink_cache_bytes
     from streamlm.cache.ring import parse_kv_dtype
     from streamlm.measure.memory import available_bytes
 
     layout, available = describe_layout(model.config), available_bytes(model.device)
+    if layout.state_layers and len({*map(len, ids)}) > 1:
+        return 1
     if layout.is_latent or available is None:
         return max(1, BATCH_TOKENS // cache.capacity)
     kv_dtype = parse_kv_dtype(cache.settings["kv_dtype"])

@@ -121,7 +121,7 @@ class Session:
         if self.file is not None:
             try:
                 save(self.conversation, self.file)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self.screen.note(f"not kept: {error}")
 
     def command(self, line: str) -> None:
@@ -130,7 +130,6 @@ class Session:
         argument = argument.strip()
         if name == "/reset":
             self.conversation.reset()
-            self.keep()
             self.screen.note("everything is forgotten")
         elif name == "/save" and argument:
             self.save_as(argument)
@@ -166,12 +165,11 @@ class Session:
         now = self.conversation
         try:
             self.conversation = load_conversation(
-                expanded(path), now.model, now.template.tokenizer, now.max_new_tokens
+                expanded(path), now.model, now.template.tokenizer, now.max_new_tokens, now.model_sha256
             )
         except ValueError as error:
             self.screen.note(f"not loaded: {error}")
             return
-        self.keep()
         self.screen.note(describe_loaded(self.conversation))
 
 

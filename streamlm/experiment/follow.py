@@ -23,7 +23,7 @@ from streamlm.records.paper import (
     StreamEvalRecord,
     TwinRecord,
 )
-from streamlm.records.types import Environment, LatencyRecord, LongRunRecord, Record, RunRecord
+from streamlm.records.types import BatchesRecord, Environment, LatencyRecord, LongRunRecord, Record, RunRecord
 from streamlm.stats import (
     BootstrapConfig,
     after_token,
@@ -245,6 +245,9 @@ def follow_paper(path: Path) -> None:
     if record_type is SinkTokensRecord:
         _follow_sink_tokens(path, record)
         return
+    if record_type is BatchesRecord:
+        _follow_batches(record)
+        return
     if record_type in (StreamEvalRecord, RetrievalRecord):
         _follow_answers(record)
         return
@@ -279,6 +282,18 @@ def _follow_answers(record: Record) -> None:
                 compare_json(expected, {key: at[f"{name}_{key}"] for key in expected}, where)
 
 
+def _follow_batches(record: Record) -> None:
+    for row in record["rows"]:
+        timing, where = row["step_ms"], f"{row['method']}, batch {row['batch']}"
+        runs = timing["runs"]
+        if len(runs) != record["decoded"]["runs"] or min(runs) <= 0:
+            raise Refuted(f"{where}: it has {len(runs)} runs, or one that took no time")
+        expected = {"spread": [min(runs), max(runs)], "rate": 1e3 * row["batch"] / timing["median"]}
+        compare_json(expected, {"spread": timing["spread"], "rate": row["tokens_per_sec"]}, where)
+        if not min(runs) <= timing["median"] <= max(runs):
+            raise Refuted(f"{where}: its median lies outside of its runs")
+
+
 def _follow_twin(path: Path, record: Record) -> None:
     losses, cfg = read_losses(path), bootstrap_of(record)
     if losses.shape != (len(record["rows"]), record["tokens"]["scored"]):
@@ -293,6 +308,7 @@ SHARE_ROUNDING = 1e-3  # of a share that was computed in bfloat16
 PAPER_TYPES = {
     "stream_eval": StreamEvalRecord,
     "retrieval": RetrievalRecord,
+    "batches": BatchesRecord,
     "_attention_maps": AttentionMapsRecord,
     "_sink_mass": SinkMassRecord,
     "_sink_tokens": SinkTokensRecord,

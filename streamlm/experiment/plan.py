@@ -154,7 +154,7 @@ def twin_settings(config: Config, *keys: str) -> dict[str, Any]:
     return {key: config["paper"]["pretraining"][key] for key in keys}
 
 
-KEPT = ("n_sink", "capacities", "presses")  # what `Kept` takes
+KEPT = ("n_sink", "capacities", "presses")  # what `ComparedCaches` takes
 
 
 def stream_eval_settings(config: Config) -> dict[str, Any]:

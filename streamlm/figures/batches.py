@@ -42,8 +42,8 @@ def plot_batches(records: Sequence[Record]) -> Picture:
     notes = [
         f"{describe_setting(record)}; after {decoded['context_tokens']:,} tokens, dense attends to all, the "
         f"others to {decoded['capacity']:,}",
-        f"medians of {decoded['runs']} runs of {decoded['timed_tokens']} tokens in turns; bars: smallest and "
-        "largest of the medians of a run",
+        f"medians of {decoded['runs']} runs of {decoded['timed_tokens']} tokens in turns; bars: the slowest "
+        "and the fastest run",
         *refusals(record),
     ]
     finish(figure, FIGURE.title, handles, notes)

@@ -60,7 +60,9 @@ def _notes(record: Record) -> list[str]:
     notes = [
         "; ".join(f"{letter} {at['task']}" for letter, at in zip(ascii_uppercase, tasks, strict=False)),
         f"texts of {min(lengths)} to {max(lengths)} tokens, {asked[0]} to {asked[-1]} questions of each "
-        "task; the table has the intervals (Wilson)",
+        f"task; a guess among {record['task']['candidates']} values is right in "
+        f"{100 / record['task']['candidates']:.0f} % of them. The table has intervals (Wilson), which take "
+        "questions on one text as independent",
     ]
     for measure, title in MEASURES.items():
         if beyond := beyond_the_model(record, measure, "tasks"):
@@ -78,9 +80,9 @@ FIGURE = Figure(
     short_title="Retrieval",
     caption="""
 Tasks in the manner of RULER: numbers hidden in noise and in {last_text}, chains of names, a count, and an
-instruction at the beginning of a conversation. **What to see**: with everything kept the model finds what it
-finds; a window has lost what lies before it, with sinks or without; what a press keeps, chosen without the
-question, lies between. Where the first row is pale, this model cannot do the task.
+instruction at the beginning of a conversation. **What to see**: the first row is what the model can do at
+all. A window has lost what lies before it, with sinks or without. A press has read everything and chosen
+what to keep before it knows the question. Where the first row is pale, this model cannot do the task.
 
 **Measured** with {model}, {tasks[samples]} texts of each task; answers are chosen among
 {tasks[candidates]} values, or written.""",

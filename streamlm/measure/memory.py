@@ -1,7 +1,7 @@
 """Bytes that a cache holds, that a device can still give, and that something takes while it runs."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from streamlm.cache.kept_state import state_tensors
 from streamlm.cache.sink_cache import SinkCache
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MEMORY, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")  # of the machine, of a container
+MEMORY, OWN_GROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
 
 
 def held_bytes(cache: Cache | None) -> int:
@@ -34,11 +35,22 @@ def available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu" or not MEMORY.exists():
         return None
-    of_machine = _kib(MEMORY, "MemAvailable")
-    limit, used = (GROUP / name for name in ("memory.max", "memory.current"))
-    if not limit.exists() or (most := limit.read_text(encoding="ascii").strip()) == "max":
-        return of_machine
-    return min(of_machine, int(most) - int(used.read_text(encoding="ascii")))
+    return max(0, min([_kib(MEMORY, "MemAvailable"), *_left_in_groups()]))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Yield what the limits of this process leave, of its control group and of those around it."""
+    lines = OWN_GROUP.read_text(encoding="ascii").splitlines() if OWN_GROUP.exists() else []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    for group in (GROUPS / own, *(GROUPS / own).parents):
+        if not group.is_relative_to(GROUPS) or not (group / "memory.max").exists():
+            continue
+        limit, used = (
+            (group / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current")
+        )
+        if limit != "max":
+            stat = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+            yield int(limit) - int(used) + int(stat["inactive_file"])  # read from disk, and given back
 
 
 def measure_rise(run: Callable[[], object], device: torch.device) -> int | None:

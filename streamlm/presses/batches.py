@@ -137,7 +137,7 @@ def measure_batches(
                     {
                         "batch": size,
                         "method": name,
-                        "held": batch.context_tokens if name == "dense" else batch.capacity,
+                        "attended_tokens": batch.context_tokens if name == "dense" else batch.capacity,
                         "step_ms": timing,
                         "tokens_per_sec": rate,
                         "kv_bytes": held_bytes(decoder.cache),
@@ -174,7 +174,7 @@ class _Context:
         self.plain, self.prepared, self.context = plain, prepared, context
         self.cfg = StreamConfig(n_sink=n_sink, window_size=batch.capacity - n_sink)
         sinks = self._new_cache()
-        for block in context.split(sinks.longest_pass(CHUNK), dim=1):
+        for block in context[:, :-1].split(sinks.longest_pass(CHUNK), dim=1):
             prepared.base_model(block, **cache_argument(prepared.base_model, sinks))
         self.sinks = sinks.state_dict()
         cuts = {press: partial(self._compress(press), batch.capacity - 1) for press in presses}

@@ -348,7 +348,7 @@ class BatchRow(TypedDict):
 
     batch: int  # rows
     method: str  # "dense", "streaming", or a press as it is written
-    held: int  # tokens that a step attends to
+    attended_tokens: int  # in a step
     step_ms: Timing
     tokens_per_sec: float  # of all rows
     kv_bytes: int

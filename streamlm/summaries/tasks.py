@@ -62,7 +62,7 @@ def rates(row: Record) -> list[float]:
 def batch_rows(records: Sequence[Record]) -> list[Row]:
     """Return speed and bytes of decoding by batch and method."""
     return [
-        {"rows": row["batch"], "method": case_name(row), "attended_tokens": row["held"]}
+        {"rows": row["batch"], "method": case_name(row), "attended_tokens": row["attended_tokens"]}
         | spread("tokens_per_second", row["tokens_per_sec"], rates(row))
         | {"step_ms": row["step_ms"]["median"], "kv_mib": mib(row["kv_bytes"])}
         for record in records

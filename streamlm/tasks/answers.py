@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamlm.cache.forward import cache_argument
-from streamlm.cache.head import head_of
+from streamlm.cache.head import Head, head_of
 from streamlm.cache.sink_cache import SinkCache
 from streamlm.config import StreamConfig
 from streamlm.measure.scoring import CHUNK, check_ids, vocab_size
@@ -55,7 +55,7 @@ def answer_questions(
     longest = max((len(ids) for question in questions for ids in question.candidates), default=0)
     if cfg.capacity < longest:
         raise ValueError(f"a cache of {cfg.capacity} tokens has no room for an answer of {longest}")
-    answers = []
+    answers, head = [], answering_head(model)
     cache, done = _new_cache(model, cfg), 0
     for question in questions:
         if recompute:
@@ -63,7 +63,7 @@ def answer_questions(
             cache, done = _new_cache(model, cfg), max(0, question.start - room)
         hidden = _read(model, cache, ids[done : question.start])
         done = question.start
-        answers.append(_answer(model, cache, cfg, hidden, question.candidates))
+        answers.append(_answer(model, head, cache, cfg, hidden, question.candidates))
         if on_answer is not None:
             on_answer()
     return answers
@@ -91,7 +91,12 @@ def _pass(model: PreTrainedModel, cache: SinkCache, rows: Tensor) -> Tensor:
 
 
 def _answer(
-    model: PreTrainedModel, cache: SinkCache, cfg: StreamConfig, hidden: Tensor, candidates: list[list[int]]
+    model: PreTrainedModel,
+    head: Head,
+    cache: SinkCache,
+    cfg: StreamConfig,
+    hidden: Tensor,
+    candidates: list[list[int]],
 ) -> Answer:
     """Read the candidates, each after what the cache holds; `hidden` is the state (1, H) before them."""
     rows = candidate_rows(candidates)
@@ -101,7 +106,7 @@ def _answer(
         branch.load_state_dict(cache.state_dict())
         branch.batch_repeat_interleave(len(rows))
         before = torch.cat((before, _pass(model, branch, rows[:, :-1])), dim=1)  # (C, T, H)
-    return grade(model, before, candidates)
+    return grade(head, before, candidates)
 
 
 def candidate_rows(candidates: list[list[int]]) -> Tensor:
@@ -110,20 +115,24 @@ def candidate_rows(candidates: list[list[int]]) -> Tensor:
     return torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in candidates])
 
 
-def grade(model: PreTrainedModel, before: Tensor, candidates: list[list[int]]) -> Answer:
+def answering_head(model: PreTrainedModel) -> Head:
+    """Return the head of a model in float32 at least: in bfloat16, likely tokens have the same logits."""
+    return head_of(model, torch.promote_types(model.dtype, torch.float32))
+
+
+def grade(head: Head, before: Tensor, candidates: list[list[int]]) -> Answer:
     """Return the answer that a model gives.
 
     Args:
-        model: of the hidden states.
+        head: of the model, `answering_head`.
         before: (C, T, H) hidden states before each token of each candidate, of `candidate_rows`.
         candidates: token ids, the right one first.
     """
-    logits = head_of(model)(before)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # (C, T, V)
-    rows = candidate_rows(candidates).to(wide.device)
-    losses = -wide.gather(-1, rows[..., None])[..., 0].cpu()  # (C, T)
+    log_probs = head(before).log_softmax(-1)  # (C, T, V)
+    rows = candidate_rows(candidates).to(log_probs.device)
+    losses = -log_probs.gather(-1, rows[..., None])[..., 0].cpu()  # (C, T)
     real = torch.arange(rows.shape[1]) < torch.tensor([[len(ids)] for ids in candidates])
     nll = torch.where(real, losses, 0).sum(-1)
     right = torch.tensor(candidates[0])
-    written = wide[0, : len(right)].argmax(-1).cpu()
+    written = log_probs[0, : len(right)].argmax(-1).cpu()
     return Answer(torch.equal(written, right), bool((nll[1:] > nll[0]).all()), float(nll[0]))

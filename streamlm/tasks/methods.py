@@ -11,6 +11,7 @@ from streamlm.config import METHODS, Method, StreamConfig
 from streamlm.measure.open_model import OpenedModel
 from streamlm.measure.progress import progress
 from streamlm.presses.adapter import refused_presses
+from streamlm.presses.grammar import check_context, parse_press
 from streamlm.stats import proportion
 from streamlm.tasks.answers import Answer, answer_questions
 from streamlm.tasks.asked import AskedText
@@ -23,7 +24,7 @@ PROTOCOL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class ComparedCaches:
     """What is kept of the texts.
 
     Args:
@@ -46,7 +47,7 @@ class Answered:
 
 
 def answer_all(
-    opened: OpenedModel, texts: Sequence[AskedText], kept: Kept
+    opened: OpenedModel, texts: Sequence[AskedText], kept: ComparedCaches
 ) -> tuple[list[Answered], dict[str, str]]:
     """Return the answers under every method and press; and by press, why it cannot work on the model.
 
@@ -59,6 +60,8 @@ def answer_all(
     n_questions = sum(len(text.questions) for text in texts)
     refused = refused_presses(model, kept.presses)
     presses = [press for press in kept.presses if press not in refused]
+    for press in presses:
+        check_context(parse_press(press), min(text.questions[0].begin for text in texts))
     cases = _cases(kept, longest)
     with progress((len(cases) + bool(presses)) * n_questions, "question") as bar:
         with prepare(model):
@@ -85,7 +88,7 @@ def answer_all(
     return answered, refused
 
 
-def _cases(kept: Kept, longest: int) -> list[tuple[Method, StreamConfig]]:
+def _cases(kept: ComparedCaches, longest: int) -> list[tuple[Method, StreamConfig]]:
     """Return each method with each geometry; dense is one case, whatever the capacity."""
     asked = [StreamConfig(n_sink=kept.n_sink, window_size=n - kept.n_sink) for n in sorted(kept.capacities)]
     compared = [method for method in METHODS.values() if method.is_compared]

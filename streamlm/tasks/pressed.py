@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamlm.cache.head import Head
 from streamlm.measure.scoring import check_ids, vocab_size
 from streamlm.presses.adapter import KeptLayer, check_budget, filled_cache, masking, repeat_rows
-from streamlm.presses.grammar import check_context, parse_press
+from streamlm.presses.grammar import parse_press
 from streamlm.presses.prefill import compressor, prefill_densely
-from streamlm.tasks.answers import Answer, candidate_rows, grade
+from streamlm.tasks.answers import Answer, answering_head, candidate_rows, grade
 from streamlm.tasks.asked import Question
 
 Case = tuple[str, int]  # a press as it is written, and the entries that it leaves
@@ -31,42 +32,47 @@ def answer_pressed(
     """Return the answers to the questions of one stream under every press, at every capacity.
 
     For each question the stream before it is read densely and cut, as kvpress is made for; the question and
-    each candidate follow. A stream that is not longer than the capacity stays whole.
+    each candidate follow. So much is cut that the last of them attends to as many tokens as a cache of this
+    capacity holds. A stream for which there is room stays whole.
 
     Args:
         model: not prepared; `check_model` takes it.
         ids: (N,) token ids of the stream.
         questions: in the order of the stream.
         presses: as `parse_press` reads them.
-        capacities: entries that remain.
+        capacities: tokens that the last token of an answer attends to.
         on_answer: called after each question.
 
     Raises:
         ValueError: if an id is outside the vocabulary, a press is refused, or keeps another number.
     """
     check_ids(ids, vocab_size(model))
+    head = answering_head(model)
     made = {press: compressor(model, press, 0) for press in presses}
     answers: dict[Case, list[Answer]] = {(press, size): [] for press in presses for size in capacities}
     for question in questions:
-        for press in presses:
-            check_context(parse_press(press), question.begin)
+        last = question.start - question.begin + max(map(len, question.candidates)) - 1
+        budgets = {size: size - last for size in capacities}
+        if min(budgets.values()) < 1:
+            raise ValueError(
+                f"{min(capacities)} tokens have no room for a question and its answer, {last + 1}"
+            )
         cuts = {
-            (press, size): partial(compress, size)
+            (press, size): partial(compress, budget)
             for press, compress in made.items()
-            for size in capacities
-            if compress is not None and size < question.begin
+            for size, budget in budgets.items()
+            if compress is not None and budget < question.begin
         }
         stream = torch.from_numpy(ids[None]).to(model.device)
         dense, cut = prefill_densely(model, stream[:, : question.begin], cuts)
         whole = [KeptLayer(layer.keys, layer.values) for layer in dense.cache.layers]
-        for case, found in answers.items():
+        for case, given in answers.items():
             layers = cut[case][0] if case in cut else whole
-            check_budget(layers, case[1] if case in cut else question.begin)
-            is_moved = case in cut and parse_press(case[0]).rerotates
+            budget = budgets[case[1]] if case in cut else question.begin
+            check_budget(layers, budget)
+            position = budget if parse_press(case[0]).rerotates else question.begin
             asked = stream[0, question.begin : question.start]
-            found.append(
-                _answer(model, layers, case[1] if is_moved else question.begin, asked, question.candidates)
-            )
+            given.append(_answer(model, head, layers, position, asked, question.candidates))
         if on_answer is not None:
             on_answer()
     return answers
@@ -74,6 +80,7 @@ def answer_pressed(
 
 def _answer(
     model: PreTrainedModel,
+    head: Head,
     layers: Sequence[KeptLayer],
     position: int,
     asked: Tensor,
@@ -87,4 +94,4 @@ def _answer(
     positions = position + torch.arange(rows.shape[1], device=rows.device)[None]
     with masking(model, cache, repeated):
         hidden = model.base_model(rows, past_key_values=cache, position_ids=positions).last_hidden_state
-    return grade(model, hidden[:, len(asked) - 1 :], candidates)
+    return grade(head, hidden[:, len(asked) - 1 :], candidates)

@@ -13,7 +13,7 @@ from streamlm.records.paper import RetrievalRecord
 from streamlm.sources.tokens import read_tokenizer
 from streamlm.stats import BootstrapConfig
 from streamlm.tasks.asked import hash_texts, text_of, tokenise_pieces
-from streamlm.tasks.methods import PROTOCOL, Kept, answer_all, describe_answers
+from streamlm.tasks.methods import PROTOCOL, ComparedCaches, answer_all, describe_answers
 from streamlm.tasks.retrieval_text import TASKS, RetrievalText, write_texts
 
 PROSE_TOKENS = 50_000  # of a corpus, from which stretches are taken
@@ -26,7 +26,7 @@ def measure_retrieval(
     ids: np.ndarray,
     dataset: str,
     cfg: RetrievalText,
-    kept: Kept,
+    kept: ComparedCaches,
     compute: Compute,
     bootstrap: BootstrapConfig,
 ) -> RetrievalRecord:

@@ -20,7 +20,9 @@ NOISE = (
 )
 QUESTIONS = 5  # of the task with several
 HOPS = 2  # names between a name and its number
-MORE_OFTEN = 2  # times more than any other that the most common word comes
+TIMES_AS_OFTEN = 3  # as any other comes the most common word
+TURN = "User: Is {word} a word?\nAssistant: Yes, {word} is a word.\n"
+TURN_WORDS = len(TURN.split())
 SENTENCE_WORDS = 12  # of prose, in which a needle is put between any two of so many words
 
 
@@ -29,7 +31,7 @@ class RetrievalText:
     """What a text contains.
 
     Raises:
-        ValueError: if there are more candidates than words for them.
+        ValueError: if there are more candidates than words for them, or more words than there are turns for.
     """
 
     words: int  # about, of what hides the needles
@@ -37,6 +39,9 @@ class RetrievalText:
     candidates: int  # values among which an answer is chosen; needles, where there are several
 
     def __post_init__(self) -> None:
+        longest = TURN_WORDS * (len(WORDS) - 1)
+        if self.words > longest:
+            raise ValueError(f"words must be at most {longest:,}, got {self.words:,}; take fewer")
         most = len(WORDS) // (1 + HOPS)
         if not QUESTIONS <= self.candidates <= most:
             raise ValueError(
@@ -55,10 +60,10 @@ def _drawn(cfg: RetrievalText, rng: np.random.Generator) -> tuple[list[str], lis
 
 def _hide(rng: np.random.Generator, lines: Sequence[str], among: Sequence[str]) -> str:
     """Return a text with lines in their order at random places among others."""
-    places = np.sort(rng.integers(len(among) + 1, size=len(lines)))
+    positions = np.sort(rng.integers(len(among) + 1, size=len(lines)))
     parts = list(among)
-    for place, line in reversed(list(zip(places, lines, strict=True))):
-        parts.insert(int(place), line)
+    for position, line in reversed(list(zip(positions, lines, strict=True))):
+        parts.insert(int(position), line)
     return " ".join(parts)
 
 
@@ -122,14 +127,16 @@ def variables(cfg: RetrievalText, rng: np.random.Generator, prose: Sequence[str]
     for hop in range(HOPS):
         lines += [f"The {chain[hop + 1]} has the number of the {chain[hop]}." for chain in chains]
     text = _hide(rng, lines, _noise(cfg))
-    return [Piece(f"{text}\n", _ask(chains[0][-1]), tuple(values)), Piece(".\n")]
+    asked = int(rng.integers(len(values)))
+    others = [value for i, value in enumerate(values) if i != asked]
+    return [Piece(f"{text}\n", _ask(chains[asked][-1]), (values[asked], *others)), Piece(".\n")]
 
 
 def common_word(cfg: RetrievalText, rng: np.random.Generator, prose: Sequence[str]) -> list[Piece]:
     """The word that comes most often in a list."""
     words = rng.permutation(WORDS)[: cfg.candidates].tolist()
-    seldom = max(1, cfg.words // (2 * (len(words) + MORE_OFTEN)))
-    counts = [(1 + MORE_OFTEN) * seldom] + [seldom] * (len(words) - 1)
+    seldom = max(1, 2 * cfg.words // (3 * (len(words) - 1 + TIMES_AS_OFTEN)))  # of more tokens than noise
+    counts = [TIMES_AS_OFTEN * seldom] + [seldom] * (len(words) - 1)
     listed = rng.permutation([word for word, count in zip(words, counts, strict=True) for _ in range(count)])
     text, values = "\n".join([*listed, "", ""]), tuple(f" {word}" for word in words)
     return [Piece(text, "The most common word is", values), Piece(".\n")]
@@ -138,9 +145,7 @@ def common_word(cfg: RetrievalText, rng: np.random.Generator, prose: Sequence[st
 def first_instruction(cfg: RetrievalText, rng: np.random.Generator, prose: Sequence[str]) -> list[Piece]:
     """A number that was said before all turns of a conversation."""
     words, values = _drawn(cfg, rng)
-    turn = "User: Is {word} a word?\nAssistant: Yes, {word} is a word.\n"
-    n_turns = min(len(words) - 1, cfg.words // len(turn.split()))
-    turns = "".join(turn.format(word=word) for word in words[1 : 1 + n_turns])
+    turns = "".join(TURN.format(word=word) for word in words[1 : 1 + cfg.words // TURN_WORDS])
     question = f"User: What is the number of the {words[0]}?\n"
     text = f"System: {_sentence(words[0], values[0])}\n{turns}{question}"
     return [Piece(text, f"Assistant: {_ask(words[0])}", tuple(values)), Piece(".\n")]

@@ -13,7 +13,7 @@ from streamlm.records.paper import StreamEvalRecord
 from streamlm.sources.tokens import read_tokenizer
 from streamlm.stats import BootstrapConfig
 from streamlm.tasks.asked import hash_texts, text_of, tokenise_pieces
-from streamlm.tasks.methods import PROTOCOL, Kept, answer_all, describe_answers, tokens_back
+from streamlm.tasks.methods import PROTOCOL, ComparedCaches, answer_all, describe_answers, tokens_back
 from streamlm.tasks.stream_text import StreamText, all_streams, write_stream
 
 
@@ -22,7 +22,7 @@ def measure_stream_eval(
     model_dir: Path | str,
     title: str | None,
     cfg: StreamText,
-    kept: Kept,
+    kept: ComparedCaches,
     compute: Compute,
     bootstrap: BootstrapConfig,
 ) -> StreamEvalRecord:

@@ -6,7 +6,7 @@ from streamlm.config import Compute
 from streamlm.input_files import read_tokens
 from streamlm.records.files import write_json
 from streamlm.stats import BootstrapConfig
-from streamlm.tasks.methods import Kept
+from streamlm.tasks.methods import ComparedCaches
 from streamlm.tasks.retrieval import measure_retrieval
 from streamlm.tasks.retrieval_text import RetrievalText
 
@@ -16,7 +16,7 @@ record = measure_retrieval(
     ids=read_tokens(snakemake.input.tokens),
     dataset=snakemake.params.dataset,
     cfg=RetrievalText(**snakemake.params.task),
-    kept=Kept(**snakemake.params.kept),
+    kept=ComparedCaches(**snakemake.params.kept),
     compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
 )

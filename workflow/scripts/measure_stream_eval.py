@@ -5,7 +5,7 @@ warm_start.begin(log=snakemake.log[0])
 from streamlm.config import Compute
 from streamlm.records.files import write_json
 from streamlm.stats import BootstrapConfig
-from streamlm.tasks.methods import Kept
+from streamlm.tasks.methods import ComparedCaches
 from streamlm.tasks.stream_eval import measure_stream_eval
 from streamlm.tasks.stream_text import StreamText
 
@@ -13,7 +13,7 @@ record = measure_stream_eval(
     model_dir=snakemake.input.model,
     title=snakemake.params.title,
     cfg=StreamText(**snakemake.params.task),
-    kept=Kept(**snakemake.params.kept),
+    kept=ComparedCaches(**snakemake.params.kept),
     compute=Compute(**snakemake.params.compute),
     bootstrap=BootstrapConfig(**snakemake.params.bootstrap),
 )
