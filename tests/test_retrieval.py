@@ -127,7 +127,7 @@ def record(prose_model, prose_ids):
     found = measure_retrieval(
         model_dir=prose_model, title="A & B", ids=ids, dataset="prose, its name", bootstrap=BOOTSTRAP,
         cfg=replace(TEXT, words=20, samples=1), compute=Compute(),
-        kept=ComparedCaches(n_sink=2, capacities=[40], presses=["KnormPress"]),
+        kept=ComparedCaches(n_sink=2, capacities=[60], presses=["KnormPress"]),
     )  # fmt: skip
     return json.loads(json.dumps(found))
 
@@ -135,7 +135,7 @@ def record(prose_model, prose_ids):
 def test_a_record_has_every_task_under_every_method_and_press(record):
     check_record(record, RetrievalRecord, "it")
     assert [(row["method"], row["capacity"]) for row in record["rows"][1:]] == [
-        ("window", 40), ("recompute", 40), ("streaming", 40), ("KnormPress", 40),
+        ("window", 60), ("recompute", 60), ("streaming", 60), ("KnormPress", 60),
     ]  # fmt: skip
     for row in record["rows"]:
         assert [at["task"] for at in row["tasks"]] == list(TASKS)

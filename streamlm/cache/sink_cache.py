@@ -73,9 +73,12 @@ class SinkCache(Cache):  # type: ignore[misc]
         kv_dtype: torch.dtype | str | None = None,
     ) -> None:
         self.cfg = StreamConfig(n_sink=n_sink, window_size=window_size, positions=positions)
-        for name, value in (("position_limit", position_limit), ("query_block", query_block)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.40}")
+        for name, value, min_value in (
+            ("position_limit", position_limit, 0),
+            ("query_block", query_block, 1),
+        ):
+            if type(value) is not int or value < min_value:
+                raise ValueError(f"{name} must be a whole number of at least {min_value}, got {value!r:.40}")
         windows = layer_windows(config)
         geometries = {i: layer_geometry(self.cfg, window) for i, window in windows.items()}
         self.capacity = max(cfg.capacity for cfg in geometries.values())
