@@ -76,7 +76,7 @@ def _plot_stream(axes: Axes, record: Record) -> None:
     trained = record["trained_length"]
     show_tokens_seen(axes, trained)
     if trained is not None:
-        label_limit(axes, trained, f"trained to {trained:,}")
+        label_limit(axes, trained, f"trained to {trained:,}", height=0.05)
 
 
 def _label(row: Record) -> str:

@@ -52,7 +52,7 @@ def plot_positions(records: Sequence[Record]) -> Picture:
         whole.set_title(textwrap.fill(record["dataset"], 40))
         before.set_title("The same, before the trained length" if trained else "The same")
         if trained is not None:
-            label_limit(whole, trained, f"trained to {trained:,}")
+            label_limit(whole, trained, f"trained to {trained:,}", height=0.93)
             margin = 0.1 * (max(near, default=1) - min(near, default=0))
             before.set(xlim=(0, trained), ylim=(min(near, default=0) - margin, max(near, default=1) + margin))
     handles = [Line2D([], [], **style, label=label) for label, style in styles.items()]

@@ -193,12 +193,12 @@ def label_line(axes: Axes, height: float, text: str) -> None:
     )  # fmt: skip
 
 
-def label_limit(axes: Axes, place: float, text: str) -> None:
-    """Write what an upright line is, at half its height, on the side where there is more room."""
+def label_limit(axes: Axes, place: float, text: str, height: float = 0.5) -> None:
+    """Write what an upright line is, at a part of its height, on the side where there is more room."""
     low, high = axes.get_xlim()
     left = place > (low + high) / 2
     axes.annotate(
-        text, (place, 0.5), (-3 if left else 3, 0), xycoords=("data", "axes fraction"),
+        text, (place, height), (-3 if left else 3, 0), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right" if left else "left", va="center", fontsize=SMALL,
     )  # fmt: skip
 

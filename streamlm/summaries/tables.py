@@ -50,6 +50,7 @@ FORMATS = {
     **dict.fromkeys(("change_to_streamlm_percent", "change_to_prefilled_percent"), ".1f"),
     **dict.fromkeys(("change_to_first_tokens_percent", "share_percent", "others_percent"), ".1f"),
     "zero_sink_percent": ".1f",
+    **dict.fromkeys(("chosen_percent", "exact_percent"), ".0f"),  # of a few questions
     **dict.fromkeys(("perplexity_per_byte", "change_to_most_sinks_percent"), ".3f"),
     **dict.fromkeys(("kl_difference_nats", "kl_to_prefilled_nats"), ".3f"),
     **dict.fromkeys(("step_ms", "p95_ms", "kv_mib", "kv_at_end_mib", "rise_mib", "peak_mib"), ".1f"),
