@@ -15,6 +15,10 @@ from documents import PAGES, blocks
 from project import ROOT
 
 import streamlm
+from streamlm.config import ROLES
+from streamlm.records.files import read_record
+from streamlm.summaries.positions import position_summary
+from streamlm.summaries.tables import as_markdown
 
 
 def message_patterns():
@@ -102,10 +106,15 @@ def test_drawings_are_those_of_the_script(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_measured_numbers_are_those_of_the_published_results(page):
-    sources = [*ROOT.glob("docs/results/*.md"), *ROOT.glob("benchmarks/*.txt")]
+    sources = [*ROOT.glob("docs/results/*.md"), *ROOT.glob("benchmarks/*.txt"), ROOT / "docs/paper.md"]
     published = "\n".join(source.read_text() for source in sources)
     for number in re.findall(r"[-+]?\d+\.\d+ \[[^\]]+\]", page.read_text()):
         assert number in published, number
+
+
+def test_positions_of_the_paper_page_follow_from_the_published_records():
+    records = [read_record(ROOT / f"docs/results/{text}_positions.json") for text in ROLES]
+    assert as_markdown(position_summary(records)) in (ROOT / "docs/paper.md").read_text()
 
 
 def test_every_number_about_kvpress_is_in_its_summary():
