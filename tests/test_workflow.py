@@ -222,6 +222,7 @@ CHANGES = [
     ("comparison: {presses: [SnapKVPress(window_size=8), KnormPress]}", COMPARED_SHOWN,
      {"measure_compression": 1}),
     ("paper: {recompute_positions: 17}", {}, {}),  # of another target
+    ("tasks: {samples: 2}", {}, {}),  # likewise
     ("compute: {dtype: bfloat16}", SHORT | TIMED | COMPARED, {"measure_perplexity": 10}),
     ("compute: {torch_threads: 1}", EVERYTHING, {}),
     ("bootstrap: {seed: 1}", SCORED | COMPARED, {}),
@@ -248,14 +249,15 @@ def test_every_section_of_the_config_is_changed():
     assert changed == yaml.safe_load((ROOT / "config.yaml").read_text()).keys()
 
 
-def test_kvpress_is_imported_in_its_own_two_stages_alone():
+def test_kvpress_is_imported_in_stages_of_its_own_alone():
     scripts = (ROOT / "workflow" / "scripts").glob("*.py")
     using = {
         script.stem
         for script in scripts
         if any(part.startswith("streamlm/presses/adapter.py") for part in code_fingerprint(script))
     }
-    assert using == {"measure_compression", "measure_decoding"}
+    asking = {"measure_stream_eval", "measure_retrieval", "measure_batches"}
+    assert using == asking | {"measure_compression", "measure_decoding"}
     files = set((ROOT / "streamlm").rglob("[!_]*.py"))
     files -= {ROOT / "streamlm/cache/quantized_attention.py"}  # it needs Triton, which need not be there
     modules = ", ".join(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in sorted(files))

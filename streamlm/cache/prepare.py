@@ -85,7 +85,6 @@ def _before_forward(
     *,
     rotaries: tuple[Rotary | None, ...],
     takes_cache_position: bool,
-    reader: weakref.ref[PreTrainedModel],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     # By its type: its name changed from past_key_values to cache in transformers 5.24.
     cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, SinkCache)), None)
@@ -100,7 +99,7 @@ def _before_forward(
     dtype = torch.promote_types(base.dtype, torch.float32)
     plan = cache._begin_pass(tokens.shape[1], rotaries, dtype, kwargs.get("attention_mask"))
     positions = plan.positions(tokens.device)
-    _active.cache, cache._model = cache, reader
+    _active.cache, cache._model = cache, weakref.ref(base)
     changed = {"attention_mask": None, "position_ids": positions}
     if takes_cache_position:
         changed["cache_position"] = positions[0]
@@ -133,7 +132,6 @@ def switch(model: PreTrainedModel) -> ExitStack:
             _before_forward,
             rotaries=rotaries,
             takes_cache_position=takes_cache_position(base),
-            reader=weakref.ref(base),
         )
         undo.callback(base.register_forward_pre_hook(before, with_kwargs=True).remove)
         undo.callback(base.register_forward_hook(_after_forward).remove)

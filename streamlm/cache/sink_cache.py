@@ -112,6 +112,10 @@ class SinkCache(Cache):  # type: ignore[misc]
         layers = {**self._sink_layers, **self._kept_states}
         super().__init__(layers=[layers[i] for i in range(len(layers))])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: all but which model reads the stream, until a pass says so again."""
+        return {**self.__dict__, "_model": None}
+
     def _begin_pass(
         self, n_new: int, rotaries: Sequence[Rotary | None], dtype: torch.dtype, mask: Tensor | None
     ) -> PassPlan:

@@ -56,11 +56,11 @@ def _heading(layer: Record) -> str:
 
 def _name_text(axes: Axes, name: str) -> None:
     """Write the name of a text above the first of its panels."""
-    name = axes.annotate(
+    heading = axes.annotate(
         textwrap.shorten(name, 100), (0, 1), (0, 14), xycoords="axes fraction", textcoords="offset points",
         ha="left", va="bottom", fontsize=RC_PARAMS["axes.titlesize"],
     )  # fmt: skip
-    name.set_in_layout(False)  # it may be wider than its panel
+    heading.set_in_layout(False)  # it may be wider than its panel
 
 
 FIGURE = Figure(
