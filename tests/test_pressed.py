@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from streamlm.presses.adapter import attached, exact_ratio, make_press
 from streamlm.presses.grammar import parse_press
+from streamlm.tasks.answers import answering_head
 from streamlm.tasks.asked import Question
 from streamlm.tasks.pressed import answer_pressed
 
@@ -67,7 +68,13 @@ def test_answers_are_those_of_kvpress_token_by_token(name, text):
     model = MODELS[name]().eval()
     asked = []
     answers = answer_pressed(
-        model, IDS, QUESTIONS, [text], [12, 25], on_answer=lambda: asked.append(len(asked))
+        model,
+        answering_head(model),
+        IDS,
+        QUESTIONS,
+        [text],
+        [12, 25],
+        on_answer=lambda: asked.append(len(asked)),
     )
     assert asked == [0, 1, 2]
     assert list(answers) == [(text, 12), (text, 25)]
@@ -81,9 +88,9 @@ def test_answers_are_those_of_kvpress_token_by_token(name, text):
 def test_nothing_is_cut_where_all_of_a_stream_fits():
     model = MODELS["llama"]().eval()
     first, second = PRESSES[:2]
-    answers = answer_pressed(model, IDS, QUESTIONS, [first, second], [57])
+    answers = answer_pressed(model, answering_head(model), IDS, QUESTIONS, [first, second], [57])
     assert answers[first, 57] == answers[second, 57]
-    cut = answer_pressed(model, IDS, QUESTIONS, [first, second], [56])
+    cut = answer_pressed(model, answering_head(model), IDS, QUESTIONS, [first, second], [56])
     assert cut[first, 56] != cut[second, 56]
     with pytest.raises(ValueError, match="7 tokens have no room for a question and its answer, 8"):
-        answer_pressed(model, IDS, QUESTIONS, [first], [7])
+        answer_pressed(model, answering_head(model), IDS, QUESTIONS, [first], [7])

@@ -58,7 +58,7 @@ def test_prompts_are_written_in_batches_of_bounded_size_and_as_they_would_be_in_
     whole = generate(place, *asked)
     available = int((whole["kv_bytes"] // 40 * rows + 1) / BATCH_SHARE)
     with (
-        patch("streamlm.measure.memory.available_bytes", lambda device: available),
+        patch("streamlm.generate.batching.available_bytes", lambda device: available),
         patch("streamlm.generate.sampling.BATCH_TOKENS", 40),
     ):
         parts = generate(place, *asked)

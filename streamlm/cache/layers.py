@@ -150,10 +150,8 @@ class SinkLayer(CacheLayerMixin):  # type: ignore[misc]
         """Take up what `tensors` of such a layer returned, on the device where it is to be.
 
         Raises:
-            ValueError: if the layer is in use already, or would not hold such tensors.
+            ValueError: if the layer would not hold such tensors.
         """
-        if self.is_initialized:
-            raise ValueError("a state can be loaded into a new SinkCache only; make one")
         keys, values = stored.get("keys"), stored.get("values")
         if keys is None or values is None or not (keys.ndim == values.ndim == 4):
             raise ValueError(f"the state has no layer {self.layer_idx}; it was made for another model")

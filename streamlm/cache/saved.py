@@ -20,7 +20,6 @@ from streamlm.input_files import check_regular
 from streamlm.limits import SAVED_CACHE_BYTES
 
 FORMAT = "streamlm cache 1"
-SETTINGS = {"n_sink", "window_size", "positions", "position_limit", "query_block", "kv_dtype"}
 FAULTS = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)  # of content that is forged
 _OWN = "cache."  # begins the names of the tensors of the cache
 
@@ -109,8 +108,6 @@ def read_cache(path: Path | str, model: PreTrainedModel, *, model_sha256: str | 
     with _explained(path):
         tensors = read_tensors(path)
         settings = json.loads(about["settings"])
-        if not isinstance(settings, dict) or settings.keys() != SETTINGS:
-            raise ValueError("its settings are not those of a SinkCache")
     state = {name.removeprefix(_OWN): x for name, x in tensors.items() if name.startswith(_OWN)}
     others = {name: x for name, x in tensors.items() if not name.startswith(_OWN)}
     return SavedCache(path, settings, state, about, others)

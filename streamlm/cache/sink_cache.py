@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from streamlm.cache.attention import QUERY_BLOCK
-from streamlm.cache.kept_state import kept_states, load_states, state_tensors
+from streamlm.cache.kept_state import kept_states, state_tensors
 from streamlm.cache.layers import QuantizedLayer, SinkLayer
-from streamlm.cache.plan import ChunkPlan, DecodePlan, Padding, PassPlan
+from streamlm.cache.plan import ChunkPlan, DecodePlan, PassPlan
 from streamlm.cache.ring import parse_kv_dtype
 from streamlm.cache.rope import Rotary
 from streamlm.cache.saved import SavedCache, base_of, read_cache, write_cache
+from streamlm.cache.state import collect_state, put_state
 from streamlm.cache.store import Store, StreamState
 from streamlm.cache.supported import layer_geometry, layer_windows, rope_limit
 from streamlm.config import StreamConfig
-from streamlm.limits import TOKENS
 
 # The model is given positions below this, or below twice the capacity: at 16,384 a float32 angle is good to
 # 0.001 rad, at 4 M it is off by 0.064.
@@ -268,23 +268,7 @@ class SinkCache(Cache):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of everything that the stream left here, by name; at its beginning, its counts."""
-        state = self._state
-        if state.n_seen == 0:
-            return {"counts": torch.zeros(2, dtype=torch.int64)}
-        counts = torch.tensor([state.n_seen, state.shift])
-        pads = {} if state.padding.pads is None else {"pads": state.padding.pads.clone()}
-        layers = {
-            f"{i}.{name}": tensor.clone()
-            for i, layer in self._sink_layers.items()
-            if layer.is_initialized
-            for name, tensor in layer.tensors().items()
-        }
-        kept = {
-            f"{i}.{name}": tensor.clone()
-            for i, layer in self._kept_states.items()
-            for name, tensor in state_tensors(layer).items()
-        }
-        return {"counts": counts, **pads, **layers, **kept}
+        return collect_state(self._state, self._sink_layers, self._kept_states)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the stream of the cache that returned this `state_dict`, made with the same arguments.
@@ -295,30 +279,7 @@ class SinkCache(Cache):  # type: ignore[misc]
         Raises:
             ValueError: if it is of another geometry, kv_dtype or number of layers, or this cache is in use.
         """
-        counts, pads = state.get("counts"), state.get("pads")
-        if counts is None or (counts.shape, counts.dtype) != ((2,), torch.int64):
-            raise ValueError("the state does not say where its stream stands")
-        n_seen, shift = counts.tolist()
-        if not 0 <= shift <= n_seen <= TOKENS or not (pads is None or _are_pads(pads, n_seen)):
-            raise ValueError("the state is of no stream: its counts contradict each other")
-        parts: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self.layers))}
-        for name in state.keys() - {"counts", "pads"}:
-            layer, _, part = name.partition(".")
-            if not layer.isdecimal() or int(layer) not in parts:
-                raise ValueError(f"the state holds {name}, which this SinkCache does not have")
-            parts[int(layer)][part] = state[name]
-        if self._state.n_seen or any(layer.is_initialized for layer in self._sink_layers.values()):
-            raise ValueError("a state can be loaded into a new SinkCache only; make one")
-        if n_seen == 0 and not any(parts.values()):
-            return
-        for i, sink_layer in self._sink_layers.items():
-            sink_layer.load(parts[i])
-        for i, kept in self._kept_states.items():
-            load_states(kept, i, parts[i])
-        if pads is not None and any(len(store.keys[0]) != len(pads) for store in self._stores):
-            raise ValueError("the state has left pads of another number of rows")
-        self._state.n_seen, self._state.shift = n_seen, shift
-        self._state.padding = Padding.of(pads)
+        put_state(state, self._state, self._stores, self._sink_layers, self._kept_states)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -363,6 +324,8 @@ class SinkCache(Cache):  # type: ignore[misc]
         """Return the cache in a file that was read; see `load`."""
         with saved.explained():
             cache = cls(model.config, **saved.settings)
+            if cache.settings != saved.settings:
+                raise ValueError("its settings are not those of a SinkCache")
             cache.load_state_dict(saved.on_devices_of(model))
             cache._model = weakref.ref(base_of(model))
         return cache
@@ -449,9 +412,3 @@ class SinkCache(Cache):  # type: ignore[misc]
         states = [tensor for layer in self._kept_states.values() for tensor in state_tensors(layer).values()]
         parts: list[Any] = [*self._stores, *self._sink_layers.values(), *states]
         return sum(part.nbytes for part in parts)
-
-
-def _are_pads(pads: Tensor, n_seen: int) -> bool:
-    """Return whether these can be the left pads (B,) of the rows of a stream."""
-    is_whole = pads.ndim == 1 and pads.dtype == torch.int64 and len(pads) > 0
-    return is_whole and bool((pads >= 0).all() and (pads <= n_seen).all() and pads.max() > 0)

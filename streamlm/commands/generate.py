@@ -29,7 +29,6 @@ from streamlm.commands.output_types import TEXT
 from streamlm.commands.outputs import Outputs
 from streamlm.commands.terminal import say
 from streamlm.commands.writing import SamplingOptions, checked_text, open_writer
-from streamlm.limits import BATCH_ROWS, BATCH_SHARE, BATCH_TOKENS
 
 if TYPE_CHECKING:
     from streamlm.cache.sink_cache import SinkCache
@@ -168,11 +167,12 @@ def _write(
     printer: "_Printer",
 ) -> dict[str, Any]:
     """Continue every prompt, as many together as memory allows; return memory and time."""
+    from streamlm.generate.batching import rows_that_fit
     from streamlm.generate.sampling import continue_prompts
     from streamlm.measure.progress import progress
 
     kv_tokens, kv_bytes, compile_sec, begin = 0, 0, 0.0, time.perf_counter()
-    together = _rows_together(model, make(), ids)
+    together = rows_that_fit(model, make(), {*map(len, ids)})
     with ExitStack() as stack:
         total = sum(writing.max_new_tokens for writing in writings)
         bar = None if printer.on_terminal else stack.enter_context(progress(total, "token"))
@@ -193,25 +193,6 @@ def _write(
         "runtime_sec": seconds,
         "tokens_per_sec": sum(len(writing.tokens) for writing in writings) / seconds,
     }
-
-
-def _rows_together(model: Any, cache: "SinkCache", ids: list[list[int]]) -> int:
-    """Return how many prompts are written together: as many as a part of the free memory holds.
-
-    One, where lengths differ and layers have a state of fixed size, which would read left pads as tokens.
-    """
-    from streamlm.cache.footprint import describe_layout, sink_cache_bytes
-    from streamlm.cache.ring import parse_kv_dtype
-    from streamlm.measure.memory import available_bytes
-
-    layout, available = describe_layout(model.config), available_bytes(model.device)
-    if layout.state_layers and len({*map(len, ids)}) > 1:
-        return 1
-    if layout.is_latent or available is None:
-        return max(1, BATCH_TOKENS // cache.capacity)
-    kv_dtype = parse_kv_dtype(cache.settings["kv_dtype"])
-    of_row = sink_cache_bytes(layout, cache.cfg, model.dtype, kv_dtype)
-    return max(1, min(BATCH_ROWS, int(BATCH_SHARE * available) // of_row))
 
 
 def _describe(prompt: str, ids: Sequence[int], writing: "Writing") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from streamlm.figures.style import MAP_COLOURS, PAGE, RC_PARAMS, SMALL, finish
 from streamlm.records.paper import RetrievalRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
-from streamlm.summaries.tasks import beyond_the_model, case_name, refusals, retrieval_rows
+from streamlm.summaries.tasks import beyond_notes, case_name, refusals, retrieval_rows
 
 MEASURES = {"chosen": "Chosen among {candidates} values, %", "exact": "Written token by token, %"}
 DARK = 0.5  # share from which a number is written in white
@@ -64,15 +64,10 @@ def _notes(record: Record) -> list[str]:
         f"{100 / record['task']['candidates']:.0f} % of them. The table has intervals (Wilson), which take "
         "questions on one text as independent",
     ]
-    for measure, title in MEASURES.items():
-        if beyond := beyond_the_model(record, measure, "tasks"):
-            how = title.format(**record["task"]).removesuffix(", %")
-            named = "; ".join(at["task"] for at in beyond)
-            notes.append(
-                f"{how}: with everything kept the model is right less than half of the time, so that methods "
-                f"are not to be compared, at: {named}"
-            )
-    return [*notes, *refusals(record)]
+    titles = {
+        measure: title.format(**record["task"]).removesuffix(", %") for measure, title in MEASURES.items()
+    }
+    return [*notes, *beyond_notes(record, titles, "tasks", lambda at: str(at["task"])), *refusals(record)]
 
 
 FIGURE = Figure(

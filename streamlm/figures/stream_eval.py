@@ -20,7 +20,7 @@ from streamlm.figures.style import (
 from streamlm.records.paper import StreamEvalRecord
 from streamlm.records.types import Record
 from streamlm.summaries.main import describe_setting
-from streamlm.summaries.tasks import beyond_the_model, case_name, refusals, stream_eval_rows
+from streamlm.summaries.tasks import beyond_notes, case_name, refusals, stream_eval_rows
 
 MEASURES = {"chosen": "chosen among {candidates} values", "exact": "written digit by digit"}
 
@@ -70,14 +70,9 @@ def _notes(record: Record) -> list[str]:
         f"{task['lines']} lines, a question every {task['every']}, {counts} questions at each distance; "
         f"dotted: the tokens kept; error bars: {100 * record['confidence']:g} % intervals (Wilson)"
     ]
-    for measure, title in MEASURES.items():
-        if beyond := beyond_the_model(record, measure):
-            lines = ", ".join(str(at["distance"]) for at in beyond)
-            notes.append(
-                f"{title.format(**task)}: with everything kept the model is right less than half of the time "
-                f"at {lines} lines back, so that methods are not to be compared there"
-            )
-    return [*notes, *refusals(record)]
+    titles = {measure: title.format(**task) for measure, title in MEASURES.items()}
+    beyond = beyond_notes(record, titles, "distances", lambda at: f"{at['distance']} lines back")
+    return [*notes, *beyond, *refusals(record)]
 
 
 FIGURE = Figure(

@@ -16,7 +16,7 @@ from streamlm.generate.chat import ChatTemplate, Conversation, Message
 from streamlm.generate.sampling import Sampling
 from streamlm.measure.scoring import check_vocabulary, vocab_size
 
-ROLES = ("system", "user", "assistant")
+SPEAKERS = ("system", "user", "assistant")
 _NAME = "chat"
 
 
@@ -108,7 +108,7 @@ def _conversation(
 def _checked_message(message: Any) -> Message:
     if not (isinstance(message, dict) and message.keys() == {"role", "content"}):
         raise ValueError("a message is not a role and a content")
-    if message["role"] not in ROLES or not isinstance(message["content"], str):
+    if message["role"] not in SPEAKERS or not isinstance(message["content"], str):
         raise ValueError("a message has an unknown role, or its content is no text")
     return message
 

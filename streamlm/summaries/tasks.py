@@ -1,6 +1,6 @@
 """The rows of StreamEval and of retrieval, and what they say of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from streamlm.config import METHODS
 from streamlm.records.types import Record
@@ -70,7 +70,7 @@ def batch_rows(records: Sequence[Record]) -> list[Row]:
     ]
 
 
-def beyond_the_model(record: Record, measure: str, key: str = "distances") -> list[Record]:
+def beyond_the_model(record: Record, measure: str, key: str) -> list[Record]:
     """Return the entries at which the model fails with everything kept.
 
     Args:
@@ -80,6 +80,25 @@ def beyond_the_model(record: Record, measure: str, key: str = "distances") -> li
     """
     (dense,) = (row for row in record["rows"] if row["method"] == "dense")
     return [at for at in dense[key] if at[f"{measure}_share"] < ABLE]
+
+
+def beyond_notes(
+    record: Record, measures: Mapping[str, str], key: str, name: Callable[[Record], str]
+) -> list[str]:
+    """Return a line for each measure that says where methods are not to be compared.
+
+    Args:
+        record: of `measure_stream_eval`, or of `measure_retrieval`.
+        measures: "chosen" and "exact", with their titles.
+        key: "distances", or "tasks".
+        name: names an entry of it.
+    """
+    return [
+        f"{title}: with everything kept the model is right less than half of the time, so that methods are "
+        f"not to be compared, {'; '.join(map(name, beyond))}"
+        for measure, title in measures.items()
+        if (beyond := beyond_the_model(record, measure, key))
+    ]
 
 
 def refusals(record: Record) -> list[str]:

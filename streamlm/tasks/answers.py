@@ -27,6 +27,7 @@ class Answer(NamedTuple):
 @torch.inference_mode()
 def answer_questions(
     model: PreTrainedModel,
+    head: Head,
     ids: np.ndarray,
     questions: Sequence[Question],
     cfg: StreamConfig,
@@ -41,6 +42,7 @@ def answer_questions(
 
     Args:
         model: prepared for `SinkCache`.
+        head: its `answering_head`.
         ids: (N,) token ids of the stream.
         questions: in the order of the stream.
         cfg: what is kept.
@@ -55,7 +57,7 @@ def answer_questions(
     longest = max((len(ids) for question in questions for ids in question.candidates), default=0)
     if cfg.capacity < longest:
         raise ValueError(f"a cache of {cfg.capacity} tokens has no room for an answer of {longest}")
-    answers, head = [], answering_head(model)
+    answers = []
     cache, done = _new_cache(model, cfg), 0
     for question in questions:
         if recompute:

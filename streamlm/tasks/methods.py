@@ -1,7 +1,8 @@
 """The same questions under every method and press, at every capacity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from streamlm.measure.open_model import OpenedModel
 from streamlm.measure.progress import progress
 from streamlm.presses.adapter import refused_presses
 from streamlm.presses.grammar import check_context, parse_press
+from streamlm.records.files import hash_ids
 from streamlm.stats import proportion
-from streamlm.tasks.answers import Answer, answer_questions
-from streamlm.tasks.asked import AskedText
+from streamlm.tasks.answers import Answer, answer_questions, answering_head
+from streamlm.tasks.asked import AskedText, Piece, hash_texts, tokenise_pieces
 from streamlm.tasks.pressed import answer_pressed
 
 PROTOCOL = (
@@ -62,15 +64,20 @@ def answer_all(
     presses = [press for press in kept.presses if press not in refused]
     for press in presses:
         check_context(parse_press(press), min(text.questions[0].begin for text in texts))
-    cases = _cases(kept, longest)
+    cases, head = _cases(kept, longest), answering_head(model)
     with progress((len(cases) + bool(presses)) * n_questions, "question") as bar:
         with prepare(model):
             answered = [
                 Answered(
-                    describe_case(method, cfg),
+                    {"method": method.name, **_sizes(cfg)},
                     [
                         answer_questions(
-                            model, *text, cfg, recompute=method.name == "recompute", on_answer=bar.update
+                            model,
+                            head,
+                            *text,
+                            cfg,
+                            recompute=method.name == "recompute",
+                            on_answer=bar.update,
                         )
                         for text in texts
                     ],
@@ -79,7 +86,9 @@ def answer_all(
             ]
         sizes = sorted(kept.capacities)
         pressed = [
-            answer_pressed(model, *text, presses, sizes, on_answer=bar.update) for text in texts if presses
+            answer_pressed(model, head, *text, presses, sizes, on_answer=bar.update)
+            for text in texts
+            if presses
         ]
     for press in presses:
         for size in sizes:
@@ -96,10 +105,53 @@ def _cases(kept: ComparedCaches, longest: int) -> list[tuple[Method, StreamConfi
     return list(dict.fromkeys(cases))
 
 
-def describe_case(method: Method, cfg: StreamConfig) -> dict[str, Any]:
-    """Return what a row of a record says of a method."""
-    sizes = {"n_sink": cfg.n_sink, "window_size": cfg.window_size, "capacity": cfg.capacity}
-    return {"method": method.name, **sizes}
+def _sizes(cfg: StreamConfig) -> dict[str, int]:
+    return {"n_sink": cfg.n_sink, "window_size": cfg.window_size, "capacity": cfg.capacity}
+
+
+def ask_all(
+    opened: OpenedModel,
+    tokenizer: Any,
+    written: Sequence[tuple[Any, Sequence[Piece]]],
+    kept: ComparedCaches,
+    confidence: float,
+    *,
+    key: str,
+    describe: Callable[[Any, Sequence[AskedText]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Ask everything, and return what a record has of it: rows, what they were asked on, what was refused.
+
+    Args:
+        opened: a model that is not prepared.
+        tokenizer: of the model.
+        written: the group of each text, such as the distance of its questions, and its pieces.
+        kept: of them.
+        confidence: of the intervals.
+        key: of the groups in a row.
+        describe: returns what a row says of a group and its texts, beside the answers.
+    """
+    texts = [tokenise_pieces(pieces, tokenizer) for _, pieces in written]
+    groups: dict[Any, list[int]] = {}  # indices of texts
+    for i, (group, _) in enumerate(written):
+        groups.setdefault(group, []).append(i)
+    described = {group: describe(group, [texts[i] for i in of]) for group, of in groups.items()}
+    answered, refused = answer_all(opened, texts, kept)
+
+    def answers_of(of: Answered, group: Any) -> dict[str, Any]:
+        return describe_answers([*chain(*(of.answers[i] for i in groups[group]))], confidence)
+
+    return {
+        "texts_sha256": hash_texts(pieces for _, pieces in written),
+        "rows": [
+            {**of.case, key: [described[group] | answers_of(of, group) for group in groups]}
+            for of in answered
+        ],
+        "refused": refused,
+        "tokens": {
+            "count": sum(len(text.ids) for text in texts),
+            "sha256": hash_ids(np.concatenate([text.ids for text in texts])),
+        },
+    }
 
 
 def describe_answers(answers: Sequence[Answer], confidence: float) -> dict[str, Any]:

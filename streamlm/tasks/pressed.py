@@ -13,15 +13,16 @@ from streamlm.measure.scoring import check_ids, vocab_size
 from streamlm.presses.adapter import KeptLayer, check_budget, filled_cache, masking, repeat_rows
 from streamlm.presses.grammar import parse_press
 from streamlm.presses.prefill import compressor, prefill_densely
-from streamlm.tasks.answers import Answer, answering_head, candidate_rows, grade
+from streamlm.tasks.answers import Answer, candidate_rows, grade
 from streamlm.tasks.asked import Question
 
-Case = tuple[str, int]  # a press as it is written, and the entries that it leaves
+Case = tuple[str, int]  # a press as it is written, and a capacity
 
 
 @torch.inference_mode()
 def answer_pressed(
     model: PreTrainedModel,
+    head: Head,
     ids: np.ndarray,
     questions: Sequence[Question],
     presses: Sequence[str],
@@ -37,6 +38,7 @@ def answer_pressed(
 
     Args:
         model: not prepared; `check_model` takes it.
+        head: its `answering_head`.
         ids: (N,) token ids of the stream.
         questions: in the order of the stream.
         presses: as `parse_press` reads them.
@@ -47,7 +49,6 @@ def answer_pressed(
         ValueError: if an id is outside the vocabulary, a press is refused, or keeps another number.
     """
     check_ids(ids, vocab_size(model))
-    head = answering_head(model)
     made = {press: compressor(model, press, 0) for press in presses}
     answers: dict[Case, list[Answer]] = {(press, size): [] for press in presses for size in capacities}
     for question in questions:
